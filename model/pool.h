@@ -1,0 +1,28 @@
+/* pool.h - a few threads that do one thing at a time.
+ *
+ * The engine's only threads: the BLAS library runs single-threaded inside them, so two pools never fight for cores.
+ * Which thread does a piece never changes its result.
+ */
+#ifndef MODEL_POOL_H
+#define MODEL_POOL_H
+
+#include <stdint.h>
+
+#include "base/status.h"
+
+enum { POOL_THREADS_MAX = 64 };
+
+struct pool;
+
+/* `threads` counts the caller: 1 makes none. ST_IO when the system gives no thread. */
+enum status pool_new(uint32_t threads, struct pool **out, struct err *err);
+void pool_free(struct pool *pool);
+uint32_t pool_threads(const struct pool *pool);
+
+/* Runs fn(arg, i) for every i in [0, threads), the caller being 0, and returns when all are done. Not re-entrant. */
+void pool_run(struct pool *pool, void (*fn)(void *arg, uint32_t thread), void *arg);
+
+/* The part of [0, n) that belongs to `thread`: contiguous, as equal as multiples of `grain` allow. */
+void pool_share(uint32_t n, uint32_t grain, uint32_t thread, uint32_t threads, uint32_t *begin, uint32_t *end);
+
+#endif
