@@ -1,0 +1,189 @@
+/* core.h - the coordinator as a pure function of state and event.
+ *
+ * No sockets, disk, clock, threads or randomness: the shell (coordinator/loop.c) and the simulation (tests/sim) feed the
+ * same core with events and carry out its effects. Everything that must survive is in the batches of EFFECT_PERSIST; a
+ * core that is loaded from the committed batches (core_load for every key and value, then EVENT_START) goes on where
+ * the old one was.
+ *
+ * Rules
+ * - A step makes at most one EFFECT_PERSIST. Batches are numbered densely (`seq`, stored in the batch itself as
+ *   applied_seq) and are committed in that order, several at once if the shell likes (group commit).
+ * - What a step answers about a stored effect leaves only with EVENT_COMMITTED of its seq (promise 1). State in memory
+ *   runs ahead of the disk; nothing that is sent does.
+ * - Every request may arrive twice, late, or after a restart; the second arrival gets the first one's answer.
+ * - What a decision must read from disk comes with the event (`struct push_facts`, `blob_held`), read before the step;
+ *   the core overlays what it has decided since but not yet seen committed.
+ * - `now_ms` is monotonic within one run and starts anywhere: deadlines are durations, re-armed by EVENT_START.
+ */
+#ifndef COORDINATOR_CORE_CORE_H
+#define COORDINATOR_CORE_CORE_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "adapter/adapter.h"
+#include "adapter/card.h"
+#include "alluvium.pb-c.h"
+#include "base/hash.h"
+#include "base/ids.h"
+#include "base/status.h"
+#include "coordinator/core/settings.h"
+#include "proto/verbs.h"
+#include "store/batch.h"
+
+struct core;
+
+struct core_config {
+    struct name line;
+    struct card card;
+    struct adapter_shape shape;
+    struct settings settings;
+    struct sip_key seed;                  /* replay membership, held-out groups, record hashes: the line's secret */
+    uint8_t release_secret[64];           /* ed25519; signs manifests and alias statements */
+    uint8_t release_public[32];
+    uint8_t release_cert[64];             /* root's signature over release_public */
+    uint8_t root_public[32];
+};
+
+/* A connection of one plane, as the edge authenticated it. `conn` is never reused within a run. */
+struct peer {
+    uint64_t conn;
+    enum plane plane;
+    enum role role;
+    struct name key;
+};
+
+struct hash16 { /* BLAKE2b-128 keyed with the line's seed: content or id of a record */
+    uint8_t b[16];
+};
+
+/* What is stored about one record of a push, read before the step. */
+struct push_facts {
+    struct hash16 content, id;  /* computed by record_hashes() */
+    bool content_live;          /* a live record of this line has this very content */
+    bool id_known;              /* this id was pushed to this domain before */
+    struct bytes id_value;      /* its stored value (state.h), when known */
+};
+
+enum event_kind {
+    EVENT_START,      /* once, after loading; carries a fresh incarnation */
+    EVENT_MESSAGE,    /* a decoded, permitted message */
+    EVENT_PEER_GONE,  /* the connection is closed (may be late or never come) */
+    EVENT_COMMITTED,  /* all batches up to `seq` are durable */
+    EVENT_AGGREGATED, /* answer to EFFECT_AGGREGATE */
+    EVENT_TICK,       /* time passed; sent at the latest at core_deadline() */
+    EVENT_DISK_LOW,   /* `low` tells: refuse what grows (ST_AGAIN) until it is false again */
+};
+
+struct aggregated {
+    enum status status;               /* ST_OK or why no candidate could be made */
+    char text[256];
+    uint64_t round;
+    uint32_t attempt;                 /* of the effect */
+    struct digest peft, gguf;         /* blobs, durable */
+    uint64_t peft_bytes, gguf_bytes;
+    uint8_t peft_sha256[32], gguf_sha256[32];
+    double error_ratio;               /* factor averaging, combine.h */
+    uint32_t n;                       /* deltas, in the order of the effect */
+    struct aggregated_delta {
+        bool refused;                 /* non-finite or malformed: takes no part; its data is held */
+        double norm, clip, weight;    /* weights of the accepted sum to 1 */
+    } *deltas;                        /* borrowed for the step */
+};
+
+struct event {
+    enum event_kind kind;
+    uint64_t now_ms;
+    uint64_t wall_s;                          /* for manifests only */
+    struct peer peer;                         /* MESSAGE, PEER_GONE */
+    uint16_t verb;                            /* MESSAGE */
+    uint64_t request;                         /* MESSAGE: request id, echoed */
+    const ProtobufCMessage *message;          /* MESSAGE: borrowed */
+    const struct push_facts *facts;           /* PUSH_BATCH: one per record */
+    bool blob_held;                           /* DELTA_COMMIT: the blob is whole, verified and durable */
+    struct bytes record_value;                /* CONTROL with a record: the stored value of its id; empty: unknown */
+    uint64_t seq;                             /* COMMITTED */
+    uint8_t incarnation[16];                  /* START */
+    const struct aggregated *aggregated;      /* AGGREGATED */
+    bool low;                                 /* DISK_LOW */
+};
+
+enum effect_kind {
+    EFFECT_SEND,
+    EFFECT_PERSIST,
+    EFFECT_AGGREGATE,
+    EFFECT_DROP_BLOB, /* nothing refers to it any more (durably so): may be deleted */
+};
+
+struct effect {
+    enum effect_kind kind;
+    union {
+        struct {
+            struct peer peer;
+            uint16_t verb;
+            uint64_t request;
+            ProtobufCMessage *message; /* owned: freed by effects_clear */
+        } send;
+        struct {
+            uint64_t seq;
+            struct batch batch;        /* owned */
+        } persist;
+        struct {
+            uint64_t round;
+            uint32_t attempt;
+            double step;               /* 1, or 0.5 for the half step */
+            uint64_t parent;
+            struct digest parent_peft;
+            uint32_t n;
+            struct aggregate_delta {
+                uint64_t lease;
+                struct digest digest;
+                uint64_t bytes, target_tokens;
+            } *deltas;                 /* owned; in lease order */
+        } aggregate;
+        struct digest drop;
+    };
+};
+
+struct effects { /* zeroed is empty */
+    struct effect *items;
+    uint32_t n, cap;
+};
+void effects_clear(struct effects *effects);
+void effects_release(struct effects *effects);
+
+struct core *core_new(const struct core_config *config);
+void core_free(struct core *core);
+
+/* Creates a line: the batch that a new database starts with (version 0, domain `general`, counters). `adapter` says
+ * where version 0's blobs are. Anchor text is pushed later as ordinary batches to `general`. */
+struct version_files {
+    struct digest peft, gguf;
+    uint64_t peft_bytes, gguf_bytes;
+    uint8_t peft_sha256[32], gguf_sha256[32];
+};
+void core_init_line(const struct core_config *config, const struct version_files *v0, uint64_t wall_s,
+                    struct batch *out);
+
+/* Feeds one stored pair, in key order, families as core_wants() says. ST_CORRUPT names family and key. */
+bool core_wants(uint8_t family, struct bytes key); /* false: not needed in memory (segment text, dedupe, audit, ...) */
+enum status core_load(struct core *core, uint8_t family, struct bytes key, struct bytes value, struct err *err);
+
+void core_step(struct core *core, const struct event *event, struct effects *effects);
+
+/* When EVENT_TICK is wanted at the latest; UINT64_MAX: not at all. */
+uint64_t core_deadline(const struct core *core);
+
+/* Keyed hashes for push_facts: content covers kind and text; id covers domain and the id as pushed (or, when empty, the
+ * content). Pure; the shell calls it before the step. */
+void record_hashes(const struct sip_key *seed, struct domain_id domain, const Alv__Record *record,
+                   struct hash16 *content, struct hash16 *id);
+
+/* The producer session of a batch names its domain; false: unknown session (the step will refuse). */
+bool core_producer_domain(const struct core *core, uint64_t producer, struct domain_id *out);
+
+/* Read-only picture for status, metrics and the dashboard (snapshot.h). */
+struct snapshot;
+void core_snapshot(const struct core *core, uint64_t now_ms, struct snapshot *out);
+
+#endif
