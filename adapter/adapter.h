@@ -30,11 +30,12 @@ enum status adapter_shape_of(const struct arch *arch, uint32_t rank, uint32_t al
                              struct adapter_shape *out, struct err *err);
 bool adapter_shape_eq(const struct adapter_shape *a, const struct adapter_shape *b);
 size_t adapter_floats(const struct adapter_shape *shape); /* length of the block */
-size_t adapter_at_a(const struct adapter_shape *shape, uint32_t layer, enum lora_module m); /* index of A's first float */
+size_t adapter_at_a(const struct adapter_shape *shape, uint32_t layer,
+                    enum lora_module m); /* index of A's first float */
 size_t adapter_at_b(const struct adapter_shape *shape, uint32_t layer, enum lora_module m);
 float adapter_scale(const struct adapter_shape *shape); /* alpha / rank */
-const char *lora_module_peft(enum lora_module m); /* "self_attn.q_proj" */
-const char *lora_module_gguf(enum lora_module m); /* "attn_q" */
+const char *lora_module_peft(enum lora_module m);       /* "self_attn.q_proj" */
+const char *lora_module_gguf(enum lora_module m);       /* "attn_q" */
 
 /* Version 0: A from U(-1/sqrt(in), 1/sqrt(in)) (PEFT's kaiming_uniform(a=sqrt 5)), one rng stream per (layer, module)
  * so that the values do not depend on the other modules; B = 0. */

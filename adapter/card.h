@@ -28,11 +28,11 @@ struct arch {
 };
 
 struct card {
-    char base_name[64];       /* for people: "SmolLM2-135M-Instruct" */
-    struct digest base;       /* of the weights that are trained on: see card_digest_base() */
-    struct digest tokenizer;  /* of the tokenizer's tables, see model/tokenizer.h */
+    char base_name[64];      /* for people: "SmolLM2-135M-Instruct" */
+    struct digest base;      /* of the weights that are trained on: see card_digest_base() */
+    struct digest tokenizer; /* of the tokenizer's tables, see model/tokenizer.h */
     struct arch arch;
-    uint32_t n_serving;       /* further files with the same weights that may serve an adapter (bf16, Q8, ...) */
+    uint32_t n_serving; /* further files with the same weights that may serve an adapter (bf16, Q8, ...) */
     struct digest serving[CARD_SERVING_MAX];
 };
 
