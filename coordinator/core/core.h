@@ -11,8 +11,11 @@
  * - What a step answers about a stored effect leaves only with EVENT_COMMITTED of its seq (promise 1). State in memory
  *   runs ahead of the disk; nothing that is sent does.
  * - Every request may arrive twice, late, or after a restart; the second arrival gets the first one's answer.
- * - What a decision must read from disk comes with the event (`struct push_facts`, `blob_held`), read before the step;
- *   the core overlays what it has decided since but not yet seen committed.
+ * - What a decision must read from disk comes with the event (`struct push_facts`, `blob_held`, ...), read before the step
+ *   and after the newest EVENT_COMMITTED that was delivered; the core overlays what it has decided since.
+ * - Who answers: the core answers all verbs but these, which the shell answers from disk and snapshot: the bulk plane;
+ *   MANIFEST_GET; WATCH when `from` + 1 < core_versions_oldest(); CONTROL's read-only verbs (STATUS, VERSIONS, SHOW,
+ *   EXPLAIN, TRACE). Hello must be the first message of a connection; all else is refused until then.
  * - `now_ms` is monotonic within one run and starts anywhere: deadlines are durations, re-armed by EVENT_START.
  */
 #ifndef COORDINATOR_CORE_CORE_H
@@ -33,6 +36,13 @@
 
 struct core;
 
+/* Bugs on purpose, to prove that the simulation finds them; 0 in the product. */
+enum planted {
+    PLANT_ACK_BEFORE_COMMIT = 1,  /* replies do not wait for EVENT_COMMITTED */
+    PLANT_NO_DUPLICATE_CHECK = 2, /* a repeated push batch is stored again */
+    PLANT_STALE_GENERATION = 4,   /* a delta of an earlier grant of a lease is accepted */
+};
+
 struct core_config {
     struct name line;
     struct card card;
@@ -43,6 +53,7 @@ struct core_config {
     uint8_t release_public[32];
     uint8_t release_cert[64];             /* root's signature over release_public */
     uint8_t root_public[32];
+    unsigned planted;                     /* enum planted */
 };
 
 /* A connection of one plane, as the edge authenticated it. `conn` is never reused within a run. */
@@ -63,6 +74,19 @@ struct push_facts {
     bool content_live;          /* a live record of this line has this very content */
     bool id_known;              /* this id was pushed to this domain before */
     struct bytes id_value;      /* its stored value (state.h), when known */
+};
+
+/* What is stored about a version an operator names, read before the step. */
+struct version_facts {
+    struct bytes value;         /* its stored record (state.h) */
+    bool in_lineage;            /* ROLLBACK: reached from the newest version by parents */
+    const struct done_range {   /* ROLLBACK without `keep`: what the versions left behind trained, see state.h */
+        struct domain_id domain;
+        uint64_t first;
+        uint32_t count;
+        uint64_t bytes;
+    } *ranges;                  /* borrowed for the step */
+    uint32_t n;
 };
 
 enum event_kind {
@@ -101,7 +125,8 @@ struct event {
     const ProtobufCMessage *message;          /* MESSAGE: borrowed */
     const struct push_facts *facts;           /* PUSH_BATCH: one per record */
     bool blob_held;                           /* DELTA_COMMIT: the blob is whole, verified and durable */
-    struct bytes record_value;                /* CONTROL with a record: the stored value of its id; empty: unknown */
+    struct bytes record_value;                /* CONTROL_RETRACT: the stored value of the id (state.h); empty: unknown */
+    const struct version_facts *version;      /* CONTROL_ROLLBACK, CONTROL_PROMOTE: of `number`; NULL: unknown */
     uint64_t seq;                             /* COMMITTED */
     uint8_t incarnation[16];                  /* START */
     const struct aggregated *aggregated;      /* AGGREGATED */
@@ -165,8 +190,15 @@ struct version_files {
 void core_init_line(const struct core_config *config, const struct version_files *v0, uint64_t wall_s,
                     struct batch *out);
 
-/* Feeds one stored pair, in key order, families as core_wants() says. ST_CORRUPT names family and key. */
-bool core_wants(uint8_t family, struct bytes key); /* false: not needed in memory (segment text, dedupe, audit, ...) */
+/* Loading: while core_load_next() names a range [from, to) of a family's keys, feed every pair in it, in key order, to
+ * core_load(). What is outside the ranges (text, dedupe, history) is never read: the work depends on what is unfinished,
+ * not on how long the line has lived. ST_CORRUPT names family and key; the core is then good for nothing but freeing. */
+struct load_range {
+    uint8_t family;
+    uint8_t from[32], to[32];
+    size_t from_len, to_len;
+};
+bool core_load_next(struct core *core, struct load_range *out);
 enum status core_load(struct core *core, uint8_t family, struct bytes key, struct bytes value, struct err *err);
 
 void core_step(struct core *core, const struct event *event, struct effects *effects);
@@ -181,6 +213,9 @@ void record_hashes(const struct sip_key *seed, struct domain_id domain, const Al
 
 /* The producer session of a batch names its domain; false: unknown session (the step will refuse). */
 bool core_producer_domain(const struct core *core, uint64_t producer, struct domain_id *out);
+
+/* The oldest version whose signed manifest the core still holds: the shell answers a WATCH from below it. */
+uint64_t core_versions_oldest(const struct core *core);
 
 /* Read-only picture for status, metrics and the dashboard (snapshot.h). */
 struct snapshot;
