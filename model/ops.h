@@ -32,7 +32,7 @@ enum { OPS_THREADS_MAX = POOL_THREADS_MAX };
 struct attention {              /* what attention runs over */
     const uint32_t *cu_seqlens; /* (n_samples + 1) */
     uint32_t n_samples, n_heads, n_kv_heads, head_dim;
-    real *scratch; /* attention_scratch() numbers */
+    real *scratch; /* ops.attention_scratch() numbers */
 };
 
 struct ops {
@@ -73,6 +73,8 @@ struct ops {
     void (*attention)(struct pool *pool, real *out, real *lse, const real *qkv, const struct attention *a);
     void (*attention_back)(struct pool *pool, real *dqkv, const real *dout, const real *out, const real *lse,
                            const real *qkv, const struct attention *a);
+    size_t (*attention_scratch)(uint32_t n_heads, uint32_t n_kv_heads, uint32_t head_dim, uint32_t seq_max,
+                                uint32_t threads);
 
     /* Y (M, F) = silu(gate) * up, GU (M, 2F) = gate and up side by side */
     void (*swiglu)(struct pool *pool, real *Y, const real *GU, uint32_t M, uint32_t F);
@@ -86,9 +88,6 @@ struct ops {
 
 extern const struct ops ops_ref, ops_blas;
 const struct ops *ops_of(enum ops_kind kind);
-
-/* Room for struct attention's scratch, for either table. */
-size_t attention_scratch(uint32_t n_heads, uint32_t n_kv_heads, uint32_t head_dim, uint32_t seq_max, uint32_t threads);
 
 /* (n_positions, D): the angles in f32, as transformers computes them. */
 void rope_table(real *table, uint32_t n_positions, uint32_t D, double theta);

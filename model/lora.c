@@ -1,0 +1,137 @@
+#include "model/lora.h"
+
+#include <string.h>
+
+static const struct {
+    uint32_t n;
+    enum lora_module module[3];
+} MEMBERS[LORA_PRODUCTS] = {
+    [PRODUCT_QKV] = {3, {LORA_Q, LORA_K, LORA_V}},
+    [PRODUCT_O] = {1, {LORA_O}},
+    [PRODUCT_GATE_UP] = {2, {LORA_GATE, LORA_UP}},
+    [PRODUCT_DOWN] = {1, {LORA_DOWN}},
+};
+
+void lora_layout(struct lora *lora, const struct arch *arch, const struct adapter_shape *shape, uint32_t rows,
+                 struct arena *arena)
+{
+    uint32_t Q = arch->n_heads * arch->head_dim, K = arch->n_kv_heads * arch->head_dim;
+    uint32_t C = arch->d_model, F = arch->d_ff;
+    const uint32_t in[LORA_MODULES] = {C, C, C, Q, C, C, F}, out[LORA_MODULES] = {Q, K, K, C, F, F, C};
+    size_t largest = 0, widest = 0;
+    lora->shape = *shape;
+    for (int p = 0; p < LORA_PRODUCTS; p++) {
+        lora->products[p].in = in[MEMBERS[p].module[0]];
+        lora->products[p].out = 0;
+        lora->products[p].n = 0;
+        for (uint32_t i = 0; i < MEMBERS[p].n; i++) {
+            enum lora_module m = MEMBERS[p].module[i];
+            if (shape->targets & (1u << m)) {
+                lora->products[p].row[lora->products[p].n] = lora->products[p].out;
+                lora->products[p].module[lora->products[p].n++] = m;
+            }
+            lora->products[p].out += out[m];
+        }
+        size_t size = (size_t)lora->products[p].in * lora->products[p].out;
+        largest = size > largest ? size : largest;
+        widest = lora->products[p].in > widest ? lora->products[p].in : widest;
+    }
+    lora->merged = arena_reals(arena, largest);
+    lora->stack = arena_reals(arena, 3 * shape->rank * widest);
+    lora->du = arena_reals(arena, (uint64_t)rows * 3 * shape->rank);
+}
+
+uint32_t lora_width(const struct lora *lora, enum lora_product p)
+{
+    return lora->products[p].n * lora->shape.rank;
+}
+
+static const real *a_of(const struct lora *lora, const real *block, uint32_t layer, enum lora_module m)
+{
+    return block + adapter_at_a(&lora->shape, layer, m);
+}
+
+static const real *b_of(const struct lora *lora, const real *block, uint32_t layer, enum lora_module m)
+{
+    return block + adapter_at_b(&lora->shape, layer, m);
+}
+
+/* W + s B A for all the rows of a product; W itself when nothing in it is adapted. */
+static const real *merged_weight(const struct lora *lora, enum lora_product p, uint32_t layer, const real *W,
+                                 const real *block)
+{
+    if (!block || !lora->products[p].n)
+        return W;
+    uint32_t in = lora->products[p].in, row = 0;
+    for (uint32_t i = 0; i < lora->products[p].n; i++) {
+        enum lora_module m = lora->products[p].module[i];
+        size_t plain = (size_t)row * in, at = (size_t)lora->products[p].row[i] * in;
+        memcpy(lora->merged + plain, W + plain, (at - plain) * sizeof(real));
+        lora->ops->merge(lora->pool, lora->merged + at, W + at, a_of(lora, block, layer, m),
+                         b_of(lora, block, layer, m), lora->shape.out[m], in, lora->shape.rank,
+                         (real)adapter_scale(&lora->shape));
+        row = lora->products[p].row[i] + lora->shape.out[m];
+    }
+    size_t plain = (size_t)row * in, end = (size_t)lora->products[p].out * in;
+    memcpy(lora->merged + plain, W + plain, (end - plain) * sizeof(real));
+    return lora->merged;
+}
+
+/* U (M, n R) = X [A of the first; of the second; ...]^T in one product */
+static void project(const struct lora *lora, enum lora_product p, uint32_t layer, real *U, const real *X,
+                    const real *block, uint32_t M)
+{
+    uint32_t in = lora->products[p].in, R = lora->shape.rank, width = lora_width(lora, p);
+    for (uint32_t i = 0; i < lora->products[p].n; i++)
+        memcpy(lora->stack + (size_t)i * R * in, a_of(lora, block, layer, lora->products[p].module[i]),
+               (size_t)R * in * sizeof(real));
+    lora->ops->linear(lora->pool, U, width, X, in, lora->stack, in, M, width, in, 1, false);
+}
+
+void lora_forward(const struct lora *lora, enum lora_product p, uint32_t layer, real *Y, real *U, const real *X,
+                  const real *W, const real *block, uint32_t M, bool accumulate)
+{
+    uint32_t in = lora->products[p].in, out = lora->products[p].out, R = lora->shape.rank, width = lora_width(lora, p);
+    bool adapted = block && width;
+    /* Merging costs in*out*R, the skinny products cost M*(in+out)*R. */
+    bool merging = (uint64_t)M * (in + out) > (uint64_t)in * out;
+    const real *weight = merging ? merged_weight(lora, p, layer, W, block) : W;
+    lora->ops->linear(lora->pool, Y, out, X, in, weight, in, M, out, in, 1, accumulate);
+    if (!adapted || (merging && !U))
+        return;
+    if (!U)
+        U = lora->du;
+    project(lora, p, layer, U, X, block, M);
+    for (uint32_t i = 0; i < lora->products[p].n && !merging; i++) {
+        enum lora_module m = lora->products[p].module[i];
+        lora->ops->linear(lora->pool, Y + lora->products[p].row[i], out, U + (size_t)i * R, width,
+                          b_of(lora, block, layer, m), R, M, lora->shape.out[m], R, (real)adapter_scale(&lora->shape),
+                          true);
+    }
+}
+
+void lora_dx(const struct lora *lora, enum lora_product p, uint32_t layer, real *dX, const real *dY, const real *W,
+             const real *block, uint32_t M)
+{
+    uint32_t in = lora->products[p].in, out = lora->products[p].out;
+    lora->ops->linear_dx(lora->pool, dX, in, dY, out, merged_weight(lora, p, layer, W, block), in, M, out, in, 1,
+                         false);
+}
+
+void lora_dw(const struct lora *lora, enum lora_product p, uint32_t layer, real *grad, const real *dY, const real *X,
+             const real *U, const real *block, uint32_t M)
+{
+    uint32_t in = lora->products[p].in, out = lora->products[p].out, R = lora->shape.rank, width = lora_width(lora, p);
+    real s = (real)adapter_scale(&lora->shape);
+    for (uint32_t i = 0; i < lora->products[p].n; i++) {
+        enum lora_module m = lora->products[p].module[i];
+        const real *dYm = dY + lora->products[p].row[i], *Um = U + (size_t)i * R;
+        real *dU = lora->du + (size_t)i * R;
+        lora->ops->linear_dw(lora->pool, grad + adapter_at_b(&lora->shape, layer, m), R, dYm, out, Um, width, M,
+                             lora->shape.out[m], R, s, true);
+        lora->ops->linear_dx(lora->pool, dU, width, dYm, out, b_of(lora, block, layer, m), R, M, lora->shape.out[m], R,
+                             s, false);
+        lora->ops->linear_dw(lora->pool, grad + adapter_at_a(&lora->shape, layer, m), in, dU, width, X, in, M, R, in, 1,
+                             true);
+    }
+}

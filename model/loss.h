@@ -1,0 +1,36 @@
+/* loss.h - last norm, head and cross-entropy in one, over target rows only, in pieces.
+ *
+ * The logits of all rows at once would be rows * V numbers. Here a piece of rows is multiplied with the head, its loss
+ * taken, the gradient written over the logits and multiplied back, before the next piece (Liger's fused linear
+ * cross-entropy). Rows that are no targets cost nothing.
+ */
+#ifndef MODEL_LOSS_H
+#define MODEL_LOSS_H
+
+#include "model/arena.h"
+#include "model/ops.h"
+#include "model/pack.h"
+#include "model/weights.h"
+
+struct loss {
+    const struct ops *ops;
+    struct pool *pool;
+    uint32_t piece_rows;
+    real *x, *normed, *dx, *logits; /* (piece, C) three times, (piece, V) */
+    uint32_t *rows, *targets;       /* (piece) */
+    double *nll;                    /* (piece) */
+};
+
+/* Takes scratch for batches of up to `rows_max` rows. */
+void loss_layout(struct loss *loss, const struct arch *arch, uint32_t rows_max, struct arena *arena);
+
+/* x (M, C) is the residual stream after the last layer. Adds each sample's loss to nll (n_samples) and its targets to
+ * n_targets (n_samples), which the caller has zeroed. dx (M, C), unless NULL, becomes grad_scale * d(sum of nll)/dx. */
+void loss_run(const struct loss *loss, const struct weights *w, real *dx, const real *x, const struct packed *packed,
+              real grad_scale, double *nll, uint32_t *n_targets);
+
+/* logits (n, V) of some rows of x */
+void loss_logits(const struct loss *loss, const struct weights *w, real *logits, const real *x, const uint32_t *rows,
+                 uint32_t n);
+
+#endif

@@ -1,0 +1,152 @@
+#include "model/simd.h"
+
+#include <math.h>
+#include <string.h>
+
+#define INLINE static inline __attribute__((always_inline))
+
+const char *simd_level(void)
+{
+#if defined(__x86_64__)
+    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
+        __builtin_cpu_supports("avx512vl"))
+        return "avx512";
+    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"))
+        return "avx2";
+#endif
+    return "baseline";
+}
+
+/* exp by splitting off a power of two and a polynomial of degree 7 for the rest: Cephes expf (Moshier), without its
+ * branches so that it vectorises. NaN stays NaN. */
+INLINE float exp1(float x)
+{
+    x = x < -87.0f ? -87.0f : x;
+    x = x > 88.0f ? 88.0f : x;
+    float n = (x * 1.44269504088896341f + 12582912.0f) - 12582912.0f; /* round to nearest: 1.5 * 2^23 */
+    float r = x - n * 0.693359375f;
+    r = r + n * 2.12194440e-4f;
+    float p = 1.9875691500e-4f;
+    p = p * r + 1.3981999507e-3f;
+    p = p * r + 8.3334519073e-3f;
+    p = p * r + 4.1665795894e-2f;
+    p = p * r + 1.6666665459e-1f;
+    p = p * r + 5.0000001201e-1f;
+    p = p * (r * r) + r + 1.0f;
+    int32_t bits = ((int32_t)n + 127) << 23;
+    float power;
+    memcpy(&power, &bits, sizeof power);
+    return p * power;
+}
+
+MODEL_CLONES void simd_add(float *y, const float *x, uint32_t n)
+{
+    for (uint32_t i = 0; i < n; i++)
+        y[i] += x[i];
+}
+
+MODEL_CLONES float simd_dot(const float *a, const float *b, uint32_t n)
+{
+    float sum = 0;
+#pragma omp simd reduction(+ : sum)
+    for (uint32_t i = 0; i < n; i++)
+        sum += a[i] * b[i];
+    return sum;
+}
+
+MODEL_CLONES float simd_max(const float *x, uint32_t n)
+{
+    float max = -INFINITY;
+#pragma omp simd reduction(max : max)
+    for (uint32_t i = 0; i < n; i++)
+        max = x[i] > max ? x[i] : max;
+    return max;
+}
+
+MODEL_CLONES float simd_exp(float *x, float scale, float shift, uint32_t n)
+{
+    float sum = 0;
+#pragma omp simd reduction(+ : sum)
+    for (uint32_t i = 0; i < n; i++) {
+        x[i] = exp1(x[i] * scale - shift);
+        sum += x[i];
+    }
+    return sum;
+}
+
+MODEL_CLONES float simd_exp_sum(const float *x, float shift, uint32_t n)
+{
+    float sum = 0;
+#pragma omp simd reduction(+ : sum)
+    for (uint32_t i = 0; i < n; i++)
+        sum += exp1(x[i] - shift);
+    return sum;
+}
+
+MODEL_CLONES void simd_scale(float *x, float s, uint32_t n)
+{
+    for (uint32_t i = 0; i < n; i++)
+        x[i] *= s;
+}
+
+MODEL_CLONES void simd_softmax_dx(float *dp, const float *p, float delta, float scale, uint32_t n)
+{
+    for (uint32_t i = 0; i < n; i++)
+        dp[i] = scale * p[i] * (dp[i] - delta);
+}
+
+MODEL_CLONES void simd_rmsnorm(float *y, const float *x, const float *w, float eps, uint32_t n)
+{
+    float sum = 0;
+#pragma omp simd reduction(+ : sum)
+    for (uint32_t i = 0; i < n; i++)
+        sum += x[i] * x[i];
+    float r = 1 / sqrtf(sum / (float)n + eps);
+    for (uint32_t i = 0; i < n; i++)
+        y[i] = x[i] * r * w[i];
+}
+
+MODEL_CLONES void simd_rmsnorm_dx(float *dx, const float *dy, const float *x, const float *w, float eps, uint32_t n,
+                                  bool accumulate)
+{
+    float squares = 0, sum = 0;
+#pragma omp simd reduction(+ : squares, sum)
+    for (uint32_t i = 0; i < n; i++) {
+        squares += x[i] * x[i];
+        sum += dy[i] * w[i] * x[i];
+    }
+    float r = 1 / sqrtf(squares / (float)n + eps), t = r * r * r * sum / (float)n;
+    if (accumulate)
+        for (uint32_t i = 0; i < n; i++)
+            dx[i] += r * dy[i] * w[i] - x[i] * t;
+    else
+        for (uint32_t i = 0; i < n; i++)
+            dx[i] = r * dy[i] * w[i] - x[i] * t;
+}
+
+MODEL_CLONES void simd_rope(float *x, const float *cosine, const float *sine, float sign, uint32_t half)
+{
+#pragma omp simd
+    for (uint32_t i = 0; i < half; i++) {
+        float s = sign * sine[i], x1 = x[i], x2 = x[i + half];
+        x[i] = x1 * cosine[i] - x2 * s;
+        x[i + half] = x2 * cosine[i] + x1 * s;
+    }
+}
+
+MODEL_CLONES void simd_swiglu(float *y, const float *gate, const float *up, uint32_t n)
+{
+    for (uint32_t i = 0; i < n; i++)
+        y[i] = gate[i] / (1 + exp1(-gate[i])) * up[i];
+}
+
+MODEL_CLONES void simd_swiglu_back(float *gate, float *up, float *y, const float *dy, uint32_t n)
+{
+#pragma omp simd
+    for (uint32_t i = 0; i < n; i++) {
+        float g = gate[i], u = up[i], sig = 1 / (1 + exp1(-g)), d = dy[i];
+        y[i] = g * sig * u;
+        gate[i] = d * u * sig * (1 + g * (1 - sig));
+        up[i] = d * g * sig;
+    }
+}

@@ -1,0 +1,41 @@
+/* simd.h - the loops over single rows, compiled for several vector widths and chosen when the program starts.
+ *
+ * Plain C: `omp simd` gives the compiler leave to reorder the marked sums, and MODEL_CLONES makes one copy for the
+ * baseline, one for AVX2+FMA and one for AVX-512. Results differ in the last bits between copies, so simd_level() is part
+ * of the numeric fingerprint.
+ */
+#ifndef MODEL_SIMD_H
+#define MODEL_SIMD_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+/* Sanitizers run before the resolvers that would pick a copy. */
+#if defined(__x86_64__) && !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__) && !defined(MODEL_ONE_COPY)
+#define MODEL_CLONES __attribute__((target_clones("default", "arch=x86-64-v3", "arch=x86-64-v4")))
+#else
+#define MODEL_CLONES
+#endif
+
+const char *simd_level(void); /* "baseline", "avx2" or "avx512" */
+
+void simd_add(float *y, const float *x, uint32_t n);
+float simd_dot(const float *a, const float *b, uint32_t n);
+float simd_max(const float *x, uint32_t n);
+
+/* x = exp(scale x - shift), returns their sum; exact to 2 ulp, arguments below -87 give 1e-38. */
+float simd_exp(float *x, float scale, float shift, uint32_t n);
+float simd_exp_sum(const float *x, float shift, uint32_t n); /* the sum alone */
+void simd_scale(float *x, float s, uint32_t n);
+
+/* ds = scale p (dp - delta), over dp */
+void simd_softmax_dx(float *dp, const float *p, float delta, float scale, uint32_t n);
+
+void simd_rmsnorm(float *y, const float *x, const float *w, float eps, uint32_t n);
+void simd_rmsnorm_dx(float *dx, const float *dy, const float *x, const float *w, float eps, uint32_t n,
+                     bool accumulate);
+void simd_rope(float *x, const float *cosine, const float *sine, float sign, uint32_t half);
+void simd_swiglu(float *y, const float *gate, const float *up, uint32_t n);
+void simd_swiglu_back(float *gate, float *up, float *y, const float *dy, uint32_t n);
+
+#endif

@@ -1,0 +1,323 @@
+#include "model/transformer.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/buf.h"
+#include "base/check.h"
+#include "model/arena.h"
+#include "model/lora.h"
+#include "model/loss.h"
+
+struct saved {              /* of one layer, for the backward */
+    real *x;                /* (M, C) residual stream at the layer's entry */
+    real *raw;              /* (M, (H+K)*D) q and k before their norms; NULL without qk_norm */
+    real *qkv;              /* (M, (H+2K)*D) rotated */
+    real *att;              /* (M, H*D) */
+    real *lse;              /* (M, H) */
+    real *mid;              /* (M, C) residual stream between attention and feed-forward */
+    real *gate_up;          /* (M, 2F); the backward turns it into its gradient */
+    real *u[LORA_PRODUCTS]; /* (M, lora_width); NULL when scoring */
+};
+
+struct transformer {
+    const struct weights *w;
+    struct transformer_config config;
+    struct arena arena;
+    struct pool *pool;
+    struct lora lora;
+    struct loss loss;
+    struct saved *layers;    /* (n_layers); all the same memory when scoring */
+    real *x_out;             /* (M, C) after the last layer */
+    real *normed;            /* (M, C) */
+    real *hidden;            /* (M, F) silu(gate) * up */
+    real *dx, *dn;           /* (M, C) gradients of the residual stream and of a norm's output */
+    real *dhidden;           /* (M, F) */
+    real *datt;              /* (M, H*D) */
+    real *dqkv;              /* (M, (H+2K)*D) */
+    real *angles;            /* (seq_max, D) */
+    uint32_t *position;      /* (M) */
+    real *attention_scratch; /* see ops.h */
+};
+
+/* ------------------------------------------------------------------ memory */
+
+static void layout_layer(struct saved *s, const struct transformer *t, const struct arch *a, uint64_t M,
+                         struct arena *arena)
+{
+    uint64_t C = a->d_model, D = a->head_dim, H = a->n_heads, K = a->n_kv_heads;
+    s->x = arena_reals(arena, M * C);
+    s->raw = a->qk_norm ? arena_reals(arena, M * (H + K) * D) : NULL;
+    s->qkv = arena_reals(arena, M * (H + 2 * K) * D);
+    s->att = arena_reals(arena, M * H * D);
+    s->lse = arena_reals(arena, M * H);
+    s->mid = arena_reals(arena, M * C);
+    s->gate_up = arena_reals(arena, M * 2 * a->d_ff);
+    for (int p = 0; p < LORA_PRODUCTS; p++)
+        s->u[p] = t->config.train ? arena_reals(arena, M * lora_width(&t->lora, (enum lora_product)p)) : NULL;
+}
+
+/* Scratch first, then what is saved; returns the bytes of the first part. */
+static uint64_t layout(struct transformer *t, const struct arch *a, struct arena *arena)
+{
+    const struct transformer_config *c = &t->config;
+    uint64_t M = c->rows_max, C = a->d_model, D = a->head_dim, H = a->n_heads, K = a->n_kv_heads;
+    lora_layout(&t->lora, a, &c->shape, c->rows_max, arena);
+    loss_layout(&t->loss, a, c->rows_max, arena);
+    t->x_out = arena_reals(arena, M * C);
+    t->normed = arena_reals(arena, M * C);
+    t->hidden = arena_reals(arena, M * a->d_ff);
+    if (c->train) {
+        t->dx = arena_reals(arena, M * C);
+        t->dn = arena_reals(arena, M * C);
+        t->dhidden = arena_reals(arena, M * a->d_ff);
+        t->datt = arena_reals(arena, M * H * D);
+        t->dqkv = arena_reals(arena, M * (H + 2 * K) * D);
+    }
+    t->angles = arena_reals(arena, (uint64_t)c->seq_max * D);
+    t->position = arena_take(arena, M * sizeof *t->position);
+    t->attention_scratch =
+        arena_reals(arena, c->ops->attention_scratch(a->n_heads, a->n_kv_heads, a->head_dim, c->seq_max, c->threads));
+    uint64_t scratch = arena->used;
+    struct saved one = {0};
+    for (uint32_t l = 0; l < a->n_layers; l++) {
+        if (c->train || l == 0)
+            layout_layer(&one, t, a, M, arena);
+        if (t->layers)
+            t->layers[l] = one;
+    }
+    return scratch;
+}
+
+enum status transformer_plan(const struct arch *arch, const struct transformer_config *config, uint64_t *saved,
+                             uint64_t *scratch, struct err *err)
+{
+    const struct transformer_config *c = config;
+    enum status st = arch_check(arch, err);
+    if (st != ST_OK)
+        return st;
+    struct adapter_shape shape;
+    st = adapter_shape_of(arch, c->shape.rank, c->shape.alpha, c->shape.targets, &shape, err);
+    if (st != ST_OK)
+        return st;
+    if (!adapter_shape_eq(&shape, &c->shape))
+        return err_set(err, ST_USAGE, "the adapter's shape is not one of this base");
+    if (c->rows_max < 1 || c->rows_max > TRANSFORMER_ROWS_MAX || c->seq_max < 1 || c->seq_max > c->rows_max)
+        return err_set(err, ST_USAGE, "rows (%u) must be 1 to %d and hold one sample (%u rows)", c->rows_max,
+                       TRANSFORMER_ROWS_MAX, c->seq_max);
+    if (c->seq_max > arch->context_max)
+        return err_set(err, ST_USAGE, "samples of %u rows exceed the model's context of %u", c->seq_max,
+                       arch->context_max);
+    if (c->threads < 1 || c->threads > OPS_THREADS_MAX)
+        return err_set(err, ST_USAGE, "threads must be 1 to %d, not %u", OPS_THREADS_MAX, c->threads);
+    struct transformer t = {.config = *c};
+    struct arena arena = {0};
+    *scratch = layout(&t, arch, &arena);
+    *saved = arena.used - *scratch;
+    return ST_OK;
+}
+
+enum status transformer_new(const struct weights *weights, const struct transformer_config *config,
+                            struct transformer **out, struct err *err)
+{
+    uint64_t saved, scratch;
+    enum status st = transformer_plan(&weights->arch, config, &saved, &scratch, err);
+    if (st != ST_OK)
+        return st;
+    struct transformer *t = xcalloc(1, sizeof *t);
+    t->w = weights;
+    t->config = *config;
+    t->layers = xcalloc(weights->arch.n_layers, sizeof *t->layers);
+    t->arena.used = saved + scratch;
+    st = arena_map(&t->arena, err);
+    if (st == ST_OK)
+        st = pool_new(config->threads, &t->pool, err);
+    if (st != ST_OK) {
+        transformer_free(t);
+        return st;
+    }
+    layout(t, &weights->arch, &t->arena);
+    t->lora.ops = t->loss.ops = config->ops;
+    t->lora.pool = t->loss.pool = t->pool;
+    rope_table(t->angles, config->seq_max, weights->arch.head_dim, (double)weights->arch.rope_theta);
+    *out = t;
+    return ST_OK;
+}
+
+void transformer_free(struct transformer *t)
+{
+    if (!t)
+        return;
+    pool_free(t->pool);
+    arena_release(&t->arena);
+    free(t->layers);
+    free(t);
+}
+
+enum status transformer_accepts(const struct transformer *t, const struct packed *packed, struct err *err)
+{
+    if (packed->n_rows > t->config.rows_max)
+        return err_set(err, ST_LIMIT, "a batch of %u rows, planned for %u", packed->n_rows, t->config.rows_max);
+    enum status st = packed_check(packed, t->w->arch.vocab_size, err);
+    if (st != ST_OK)
+        return st;
+    for (uint32_t s = 0; s < packed->n_samples; s++)
+        if (packed->cu_seqlens[s + 1] - packed->cu_seqlens[s] > t->config.seq_max)
+            return err_set(err, ST_LIMIT, "sample %u of the batch has %u rows, planned for %u", s,
+                           packed->cu_seqlens[s + 1] - packed->cu_seqlens[s], t->config.seq_max);
+    return ST_OK;
+}
+
+/* ------------------------------------------------------------------ forward */
+
+static struct attention attention_of(const struct transformer *t, const struct packed *packed)
+{
+    const struct arch *a = &t->w->arch;
+    return (struct attention){packed->cu_seqlens, packed->n_samples, a->n_heads,
+                              a->n_kv_heads,      a->head_dim,       t->attention_scratch};
+}
+
+static void forward_attention(struct transformer *t, uint32_t l, const real *block, const struct packed *packed)
+{
+    const struct arch *a = &t->w->arch;
+    const struct layer_weights *w = &t->w->layers[l];
+    const struct ops *ops = t->config.ops;
+    struct saved *s = &t->layers[l];
+    uint32_t M = packed->n_rows, C = a->d_model, D = a->head_dim, H = a->n_heads, K = a->n_kv_heads;
+    size_t ld = (size_t)(H + 2 * K) * D;
+    real eps = (real)a->rms_eps;
+
+    ops->rmsnorm(t->pool, t->normed, C, s->x, C, w->attn_norm, M, 1, C, eps);
+    lora_forward(&t->lora, PRODUCT_QKV, l, s->qkv, s->u[PRODUCT_QKV], t->normed, w->qkv, block, M, false);
+    if (a->qkv_bias)
+        ops->add_bias(t->pool, s->qkv, w->qkv_bias, M, (uint32_t)ld);
+    if (a->qk_norm) {
+        for (size_t m = 0; m < M; m++)
+            memcpy(s->raw + m * (H + K) * D, s->qkv + m * ld, (size_t)(H + K) * D * sizeof(real));
+        ops->rmsnorm(t->pool, s->qkv, ld, s->qkv, ld, w->q_norm, M, H, D, eps);
+        ops->rmsnorm(t->pool, s->qkv + H * D, ld, s->qkv + H * D, ld, w->k_norm, M, K, D, eps);
+    }
+    ops->rope(t->pool, s->qkv, ld, t->angles, t->position, M, H + K, D, false);
+    struct attention attention = attention_of(t, packed);
+    ops->attention(t->pool, s->att, s->lse, s->qkv, &attention);
+    memcpy(s->mid, s->x, (size_t)M * C * sizeof(real));
+    lora_forward(&t->lora, PRODUCT_O, l, s->mid, s->u[PRODUCT_O], s->att, w->o, block, M, true);
+}
+
+static void forward_ffn(struct transformer *t, uint32_t l, const real *block, real *x_next, uint32_t M)
+{
+    const struct arch *a = &t->w->arch;
+    const struct layer_weights *w = &t->w->layers[l];
+    struct saved *s = &t->layers[l];
+    uint32_t C = a->d_model;
+    t->config.ops->rmsnorm(t->pool, t->normed, C, s->mid, C, w->ffn_norm, M, 1, C, (real)a->rms_eps);
+    lora_forward(&t->lora, PRODUCT_GATE_UP, l, s->gate_up, s->u[PRODUCT_GATE_UP], t->normed, w->gate_up, block, M,
+                 false);
+    t->config.ops->swiglu(t->pool, t->hidden, s->gate_up, M, a->d_ff);
+    memcpy(x_next, s->mid, (size_t)M * C * sizeof(real));
+    lora_forward(&t->lora, PRODUCT_DOWN, l, x_next, s->u[PRODUCT_DOWN], t->hidden, w->down, block, M, true);
+}
+
+static void forward(struct transformer *t, const real *block, const struct packed *packed)
+{
+    const struct arch *a = &t->w->arch;
+    for (uint32_t s = 0; s < packed->n_samples; s++)
+        for (uint32_t i = packed->cu_seqlens[s]; i < packed->cu_seqlens[s + 1]; i++)
+            t->position[i] = i - packed->cu_seqlens[s];
+    for (size_t m = 0; m < packed->n_rows; m++)
+        memcpy(t->layers[0].x + m * a->d_model, t->w->embed + (size_t)packed->tokens[m] * a->d_model,
+               a->d_model * sizeof(real));
+    for (uint32_t l = 0; l < a->n_layers; l++) {
+        forward_attention(t, l, block, packed);
+        forward_ffn(t, l, block, l + 1 < a->n_layers ? t->layers[l + 1].x : t->x_out, packed->n_rows);
+    }
+}
+
+/* ------------------------------------------------------------------ backward */
+
+enum { ATTENTION_IN = 1 << LORA_Q | 1 << LORA_K | 1 << LORA_V, FFN_IN = 1 << LORA_GATE | 1 << LORA_UP };
+
+/* dx comes in as the gradient of the layer's output and leaves as that of `mid`, unless nothing below it learns:
+ * then false. */
+static bool backward_ffn(struct transformer *t, uint32_t l, const real *block, real *grad, uint32_t M)
+{
+    const struct arch *a = &t->w->arch;
+    const struct layer_weights *w = &t->w->layers[l];
+    const struct ops *ops = t->config.ops;
+    struct saved *s = &t->layers[l];
+    uint32_t C = a->d_model, targets = t->config.shape.targets;
+    bool below = l > 0 || targets & (ATTENTION_IN | 1 << LORA_O);
+    real eps = (real)a->rms_eps;
+
+    lora_dx(&t->lora, PRODUCT_DOWN, l, t->dhidden, t->dx, w->down, block, M);
+    ops->swiglu_back(t->pool, s->gate_up, t->hidden, t->dhidden, M, a->d_ff);
+    lora_dw(&t->lora, PRODUCT_DOWN, l, grad, t->dx, t->hidden, s->u[PRODUCT_DOWN], block, M);
+    if (targets & FFN_IN) {
+        ops->rmsnorm(t->pool, t->normed, C, s->mid, C, w->ffn_norm, M, 1, C, eps);
+        lora_dw(&t->lora, PRODUCT_GATE_UP, l, grad, s->gate_up, t->normed, s->u[PRODUCT_GATE_UP], block, M);
+    }
+    if (!below)
+        return false;
+    lora_dx(&t->lora, PRODUCT_GATE_UP, l, t->dn, s->gate_up, w->gate_up, block, M);
+    ops->rmsnorm_dx(t->pool, t->dx, C, t->dn, C, s->mid, C, w->ffn_norm, M, 1, C, eps, true);
+    return true;
+}
+
+/* dx comes in as the gradient of `mid` and leaves as that of the layer's input. */
+static void backward_attention(struct transformer *t, uint32_t l, const real *block, real *grad,
+                               const struct packed *packed)
+{
+    const struct arch *a = &t->w->arch;
+    const struct layer_weights *w = &t->w->layers[l];
+    const struct ops *ops = t->config.ops;
+    struct saved *s = &t->layers[l];
+    uint32_t M = packed->n_rows, C = a->d_model, D = a->head_dim, H = a->n_heads, K = a->n_kv_heads;
+    uint32_t targets = t->config.shape.targets;
+    size_t ld = (size_t)(H + 2 * K) * D, ldr = (size_t)(H + K) * D;
+    real eps = (real)a->rms_eps;
+
+    lora_dw(&t->lora, PRODUCT_O, l, grad, t->dx, s->att, s->u[PRODUCT_O], block, M);
+    if (l == 0 && !(targets & ATTENTION_IN))
+        return;
+    lora_dx(&t->lora, PRODUCT_O, l, t->datt, t->dx, w->o, block, M);
+    struct attention attention = attention_of(t, packed);
+    ops->attention_back(t->pool, t->dqkv, t->datt, s->att, s->lse, s->qkv, &attention);
+    ops->rope(t->pool, t->dqkv, ld, t->angles, t->position, M, H + K, D, true);
+    if (a->qk_norm) {
+        ops->rmsnorm_dx(t->pool, t->dqkv, ld, t->dqkv, ld, s->raw, ldr, w->q_norm, M, H, D, eps, false);
+        ops->rmsnorm_dx(t->pool, t->dqkv + H * D, ld, t->dqkv + H * D, ld, s->raw + H * D, ldr, w->k_norm, M, K, D, eps,
+                        false);
+    }
+    if (targets & ATTENTION_IN) {
+        ops->rmsnorm(t->pool, t->normed, C, s->x, C, w->attn_norm, M, 1, C, eps);
+        lora_dw(&t->lora, PRODUCT_QKV, l, grad, t->dqkv, t->normed, s->u[PRODUCT_QKV], block, M);
+    }
+    if (l == 0)
+        return;
+    lora_dx(&t->lora, PRODUCT_QKV, l, t->dn, t->dqkv, w->qkv, block, M);
+    ops->rmsnorm_dx(t->pool, t->dx, C, t->dn, C, s->x, C, w->attn_norm, M, 1, C, eps, true);
+}
+
+void transformer_run(struct transformer *t, const real *block, real *grad, const struct packed *packed, real grad_scale,
+                     double *nll, uint32_t *n_targets)
+{
+    CHECK(packed->n_rows <= t->config.rows_max);
+    CHECK(!grad || (block && t->config.train));
+    if (!packed->n_rows)
+        return;
+    forward(t, block, packed);
+    loss_run(&t->loss, t->w, grad ? t->dx : NULL, t->x_out, packed, grad_scale, nll, n_targets);
+    if (!grad)
+        return;
+    for (uint32_t l = t->w->arch.n_layers; l-- > 0;)
+        if (backward_ffn(t, l, block, grad, packed->n_rows))
+            backward_attention(t, l, block, grad, packed);
+}
+
+void transformer_logits(struct transformer *t, const real *block, const struct packed *packed, const uint32_t *rows,
+                        uint32_t n, real *logits)
+{
+    CHECK(packed->n_rows <= t->config.rows_max);
+    forward(t, block, packed);
+    loss_logits(&t->loss, t->w, logits, t->x_out, rows, n);
+}

@@ -1,0 +1,66 @@
+#include "model/weights.h"
+
+#include <stdlib.h>
+
+#include "base/buf.h"
+#include "model/arena.h"
+
+static void layout(struct weights *w, struct arena *arena)
+{
+    const struct arch *a = &w->arch;
+    size_t C = a->d_model, F = a->d_ff, D = a->head_dim, Q = a->n_heads * D, QKV = Q + 2 * a->n_kv_heads * D;
+    w->embed = arena_reals(arena, a->vocab_size * C);
+    w->head = a->tied_head ? w->embed : arena_reals(arena, a->vocab_size * C);
+    w->out_norm = arena_reals(arena, C);
+    for (uint32_t l = 0; l < a->n_layers; l++) {
+        struct layer_weights skipped, *layer = w->layers ? &w->layers[l] : &skipped;
+        layer->attn_norm = arena_reals(arena, C);
+        layer->qkv = arena_reals(arena, QKV * C);
+        layer->qkv_bias = a->qkv_bias ? arena_reals(arena, QKV) : NULL;
+        layer->q_norm = a->qk_norm ? arena_reals(arena, D) : NULL;
+        layer->k_norm = a->qk_norm ? arena_reals(arena, D) : NULL;
+        layer->o = arena_reals(arena, C * Q);
+        layer->ffn_norm = arena_reals(arena, C);
+        layer->gate_up = arena_reals(arena, 2 * F * C);
+        layer->down = arena_reals(arena, C * F);
+    }
+}
+
+uint64_t weights_bytes(const struct arch *arch)
+{
+    struct weights w = {.arch = *arch};
+    struct arena arena = {0};
+    layout(&w, &arena);
+    return arena.used;
+}
+
+enum status weights_new(const struct arch *arch, struct weights **out, struct err *err)
+{
+    enum status st = arch_check(arch, err);
+    if (st != ST_OK)
+        return st;
+    struct weights *w = xcalloc(1, sizeof *w);
+    w->arch = *arch;
+    w->layers = xcalloc(arch->n_layers, sizeof *w->layers);
+    struct arena arena = {.used = weights_bytes(arch)};
+    st = arena_map(&arena, err);
+    if (st != ST_OK) {
+        weights_free(w);
+        return st;
+    }
+    layout(w, &arena);
+    w->bytes = arena.size;
+    w->memory = arena.memory;
+    *out = w;
+    return ST_OK;
+}
+
+void weights_free(struct weights *weights)
+{
+    if (!weights)
+        return;
+    struct arena arena = {.memory = weights->memory, .size = weights->bytes};
+    arena_release(&arena);
+    free(weights->layers);
+    free(weights);
+}

@@ -1,0 +1,235 @@
+/* Gradients of the whole model by central difference, everything in f64: each switch of the block, each set of adapted
+ * modules, several samples in a pack. Built with MODEL_REAL_F64. */
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/buf.h"
+#include "base/hash.h"
+#include "harness.h"
+#include "model/transformer.h"
+
+enum { VOCAB = 23, N_SAMPLES = 4 };
+
+static const struct arch toy_llama = {.kind = ARCH_LLAMA,
+                                      .n_layers = 2,
+                                      .d_model = 12,
+                                      .d_ff = 10,
+                                      .n_heads = 4,
+                                      .n_kv_heads = 2,
+                                      .head_dim = 4,
+                                      .vocab_size = VOCAB,
+                                      .context_max = 64,
+                                      .rope_theta = 100,
+                                      .rms_eps = 1e-5f,
+                                      .tied_head = true};
+
+static void fill(struct rng *rng, real *x, size_t n, double scale, double mean)
+{
+    for (size_t i = 0; i < n; i++)
+        x[i] = (real)(mean + scale * rng_normal(rng));
+}
+
+static struct weights *random_weights(const struct arch *a, uint64_t seed)
+{
+    struct weights *w;
+    struct err err;
+    struct rng rng;
+    rng_seed(&rng, seed);
+    if (!EXPECT_ST(weights_new(a, &w, &err), ST_OK, &err))
+        exit(1);
+    size_t C = a->d_model, Q = a->n_heads * a->head_dim, QKV = Q + 2 * a->n_kv_heads * a->head_dim;
+    fill(&rng, w->embed, a->vocab_size * C, 1, 0);
+    if (!a->tied_head)
+        fill(&rng, w->head, a->vocab_size * C, 1, 0);
+    fill(&rng, w->out_norm, C, 0.2, 1);
+    for (uint32_t l = 0; l < a->n_layers; l++) {
+        struct layer_weights *layer = &w->layers[l];
+        fill(&rng, layer->attn_norm, C, 0.2, 1);
+        fill(&rng, layer->ffn_norm, C, 0.2, 1);
+        fill(&rng, layer->qkv, QKV * C, 0.4, 0);
+        fill(&rng, layer->o, C * Q, 0.4, 0);
+        fill(&rng, layer->gate_up, 2 * a->d_ff * C, 0.4, 0);
+        fill(&rng, layer->down, C * a->d_ff, 0.4, 0);
+        if (a->qkv_bias)
+            fill(&rng, layer->qkv_bias, QKV, 0.4, 0);
+        if (a->qk_norm) {
+            fill(&rng, layer->q_norm, a->head_dim, 0.2, 1);
+            fill(&rng, layer->k_norm, a->head_dim, 0.2, 1);
+        }
+    }
+    return w;
+}
+
+/* Four samples: 6 rows, none, 1 row, 5 rows with a mask. */
+static struct packed toy_batch(void)
+{
+    static uint32_t tokens[14];
+    static const uint8_t mask[6] = {1, 0, 1, 1, 0, 1};
+    for (uint32_t i = 0; i < 14; i++)
+        tokens[i] = (i * i * 5 + 3) % VOCAB;
+    const struct sample samples[N_SAMPLES] = {
+        {tokens, NULL, 7}, {tokens, NULL, 1}, {tokens + 5, NULL, 2}, {tokens + 8, mask, 6}};
+    struct packed packed;
+    EXPECT_EQ(pack_samples(samples, N_SAMPLES, 100, &packed), N_SAMPLES);
+    EXPECT_EQ(packed.n_rows, 12);
+    EXPECT_EQ(packed.n_targets, 10);
+    return packed;
+}
+
+static double loss_of(struct transformer *t, const real *block, const struct packed *packed)
+{
+    double nll[N_SAMPLES] = {0}, sum = 0;
+    uint32_t targets[N_SAMPLES] = {0};
+    transformer_run(t, block, NULL, packed, 0, nll, targets);
+    for (int s = 0; s < N_SAMPLES; s++)
+        sum += nll[s];
+    return sum;
+}
+
+static void check_gradients(const char *what, const struct arch *arch, uint32_t targets)
+{
+    struct err err;
+    struct weights *w = random_weights(arch, 11);
+    struct transformer_config config = {.ops = &ops_ref, .rows_max = 12, .seq_max = 6, .threads = 1, .train = true};
+    struct transformer *t;
+    EXPECT_ST(adapter_shape_of(arch, 2, 3, targets, &config.shape, &err), ST_OK, &err);
+    if (!EXPECT_ST(transformer_new(w, &config, &t, &err), ST_OK, &err))
+        return;
+    struct packed packed = toy_batch();
+    size_t n = adapter_floats(&config.shape);
+    real *block = xcalloc(n, sizeof *block), *grad = xcalloc(n, sizeof *grad);
+    struct rng rng;
+    rng_seed(&rng, 5);
+    fill(&rng, block, n, 0.3, 0);
+
+    double nll[N_SAMPLES] = {0}, worst = 0, norm = 0;
+    uint32_t counts[N_SAMPLES] = {0};
+    transformer_run(t, block, grad, &packed, 0.5, nll, counts);
+    EXPECT(counts[0] == 6 && counts[1] == 0 && counts[2] == 1 && counts[3] == 3);
+    for (size_t i = 0; i < n; i++) {
+        const double h = 1e-5, old = block[i];
+        block[i] = old + h;
+        double up = loss_of(t, block, &packed);
+        block[i] = old - h;
+        double down = loss_of(t, block, &packed);
+        block[i] = old;
+        worst = fmax(worst, fabs(grad[i] - 0.5 * (up - down) / (2 * h)));
+        norm = fmax(norm, fabs(grad[i]));
+    }
+    harness_expect(norm > 1e-3 && worst < 1e-7 * (1 + norm), __FILE__, __LINE__,
+                   "%s, targets 0x%x: largest gradient %g, worst difference %g", what, targets, norm, worst);
+    packed_release(&packed);
+    transformer_free(t);
+    weights_free(w);
+    free(block), free(grad);
+}
+
+static void test_gradients_of_each_switch(void)
+{
+    struct arch a = toy_llama;
+    check_gradients("llama", &a, LORA_ALL);
+    a.tied_head = false;
+    a.n_kv_heads = 4;
+    check_gradients("untied head, no groups", &a, LORA_ALL);
+    a.n_kv_heads = 1;
+    check_gradients("one kv head", &a, LORA_ALL);
+    a = toy_llama;
+    a.kind = ARCH_QWEN2;
+    a.qkv_bias = true;
+    check_gradients("qwen2", &a, LORA_ALL);
+    a = toy_llama;
+    a.kind = ARCH_QWEN3;
+    a.qk_norm = true;
+    a.head_dim = 6; /* heads wider than d_model / n_heads */
+    check_gradients("qwen3", &a, LORA_ALL);
+}
+
+/* What is skipped below the lowest adapted product must not be needed. */
+static void test_gradients_of_each_module(void)
+{
+    for (uint32_t m = 0; m < LORA_MODULES; m++)
+        check_gradients("one module", &toy_llama, 1u << m);
+    check_gradients("q and v", &toy_llama, 1 << LORA_Q | 1 << LORA_V);
+    check_gradients("o and up", &toy_llama, 1 << LORA_O | 1 << LORA_UP);
+}
+
+/* A sum over samples, and each as if it were alone. */
+static void test_packed_is_one_by_one(void)
+{
+    struct err err;
+    struct weights *w = random_weights(&toy_llama, 3);
+    struct transformer_config config = {.ops = &ops_ref, .rows_max = 12, .seq_max = 6, .threads = 1, .train = true};
+    struct transformer *t;
+    EXPECT_ST(adapter_shape_of(&toy_llama, 2, 4, LORA_ALL, &config.shape, &err), ST_OK, &err);
+    REQUIRE(EXPECT_ST(transformer_new(w, &config, &t, &err), ST_OK, &err));
+    size_t n = adapter_floats(&config.shape);
+    real *block = xcalloc(n, sizeof *block), *grad = xcalloc(n, sizeof *grad), *each = xcalloc(n, sizeof *each);
+    struct rng rng;
+    rng_seed(&rng, 6);
+    fill(&rng, block, n, 0.3, 0);
+    struct packed packed = toy_batch();
+    double nll[N_SAMPLES] = {0};
+    uint32_t counts[N_SAMPLES] = {0};
+    transformer_run(t, block, grad, &packed, 1, nll, counts);
+    for (uint32_t s = 0; s < N_SAMPLES; s++) {
+        uint32_t at = packed.cu_seqlens[s], cu[2] = {0, packed.cu_seqlens[s + 1] - at}, count = 0;
+        struct packed one = {packed.tokens + at, packed.targets + at, packed.mask + at, cu, 1, cu[1], counts[s]};
+        double alone = 0;
+        EXPECT_ST(transformer_accepts(t, &one, &err), ST_OK, &err);
+        transformer_run(t, block, each, &one, 1, &alone, &count);
+        EXPECT_NEAR(alone, nll[s], 1e-12 * (1 + nll[s]));
+        EXPECT_EQ(count, counts[s]);
+    }
+    double worst = 0;
+    for (size_t i = 0; i < n; i++)
+        worst = fmax(worst, fabs(grad[i] - each[i]));
+    EXPECT(worst < 1e-10);
+    packed_release(&packed);
+    transformer_free(t);
+    weights_free(w);
+    free(block), free(grad), free(each);
+}
+
+static void test_refusals(void)
+{
+    struct err err;
+    struct weights *w = random_weights(&toy_llama, 3);
+    struct transformer_config config = {.ops = &ops_ref, .rows_max = 12, .seq_max = 6, .threads = 1}, bad;
+    struct transformer *t = NULL;
+    EXPECT_ST(adapter_shape_of(&toy_llama, 2, 4, LORA_ALL, &config.shape, &err), ST_OK, &err);
+    REQUIRE(EXPECT_ST(transformer_new(w, &config, &t, &err), ST_OK, &err));
+    struct packed packed = toy_batch();
+    EXPECT_ST(transformer_accepts(t, &packed, &err), ST_OK, &err);
+    packed.tokens[3] = VOCAB;
+    EXPECT_ST(transformer_accepts(t, &packed, &err), ST_BAD_DATA, &err);
+    packed.tokens[3] = 0;
+    packed.cu_seqlens[1] = 7, packed.cu_seqlens[2] = 7; /* a sample of 7 rows, planned 6 */
+    EXPECT_ST(transformer_accepts(t, &packed, &err), ST_LIMIT, &err);
+    packed.cu_seqlens[1] = 9; /* falls back */
+    EXPECT_ST(transformer_accepts(t, &packed, &err), ST_BAD_DATA, &err);
+    packed.n_rows = 13;
+    EXPECT_ST(transformer_accepts(t, &packed, &err), ST_LIMIT, &err);
+    packed_release(&packed);
+    transformer_free(t);
+
+    bad = config, bad.seq_max = 13;
+    EXPECT_ST(transformer_new(w, &bad, &t, &err), ST_USAGE, &err);
+    bad = config, bad.rows_max = 100, bad.seq_max = 65; /* beyond the context */
+    EXPECT_ST(transformer_new(w, &bad, &t, &err), ST_USAGE, &err);
+    bad = config, bad.shape.out[LORA_K]++;
+    EXPECT_ST(transformer_new(w, &bad, &t, &err), ST_USAGE, &err);
+    bad = config, bad.threads = 0;
+    EXPECT_ST(transformer_new(w, &bad, &t, &err), ST_USAGE, &err);
+    weights_free(w);
+}
+
+int main(void)
+{
+    hash_start();
+    RUN(test_gradients_of_each_switch);
+    RUN(test_gradients_of_each_module);
+    RUN(test_packed_is_one_by_one);
+    RUN(test_refusals);
+    return harness_end();
+}
