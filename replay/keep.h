@@ -34,7 +34,7 @@ struct keep_options {
 enum status keep_open(struct db *db, const struct keep_options *options, struct keep **out, struct err *err);
 void keep_close(struct keep **keep);
 
-/* Stores segments (bodies[i] belongs to segments[i]), evicting down to nine tenths of the budget when it is passed.
+/* Stores distinct segments (bodies[i] belongs to segments[i]), evicting down to nine tenths of the budget when it is passed.
  * ST_LIMIT: they do not fit beside what is pinned, or one is over KEEP_SEGMENT_MAX; nothing is stored. Not durable. */
 enum status keep_put(struct keep *keep, size_t n, const struct mix_segment *segments, const struct bytes *bodies,
                      struct err *err);
