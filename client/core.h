@@ -38,7 +38,8 @@ struct push_records { /* a batch's worth, owning its memory; zeroed is empty */
     size_t bytes; /* of text */
     Alv__Record *items[LIMIT_BATCH_RECORDS];
     struct push_place places[LIMIT_BATCH_RECORDS];
-    struct push_slab *slabs; /* memory behind the items */
+    struct push_slab *slabs;   /* memory behind the items */
+    struct push_records *next; /* the core's list of spent batches */
 };
 struct push_records *push_records_new(void);
 /* Copies. `id` and `group` may be empty. False: the batch is full (by count, or `bytes_max` of text with the record; a
