@@ -53,6 +53,9 @@ enum {
     LIMIT_HOST_BYTES = 255,
 };
 
+#define LIMIT_BLOB_BYTES (1ull << 40) /* one blob: a base model of a terabyte */
+#define LIMIT_OFFSET (1ull << 62)     /* segment offsets and positions: sums of two do not overflow */
+
 static_assert(LIMIT_RECORD_BYTES <= LIMIT_BATCH_BYTES, "a batch holds its largest record");
 static_assert(LIMIT_BATCH_BYTES + LIMIT_FRAME_BYTES / 8 < LIMIT_FRAME_BYTES, "a full batch fits its frame");
 static_assert(LIMIT_CHUNK_BYTES + 4096 < LIMIT_FRAME_BYTES, "a chunk fits its frame");

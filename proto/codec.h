@@ -26,6 +26,9 @@ enum status codec_decode(uint16_t verb, struct bytes body, ProtobufCMessage **ou
 /* Pass (1) alone: what a peer would say of these bytes. */
 enum status codec_check(uint16_t verb, struct bytes body, struct err *err);
 
+/* Is the table of rules complete and about fields that exist? Asked by a test; names the culprit. */
+enum status codec_self_check(struct err *err);
+
 void codec_free(ProtobufCMessage *message); /* NULL is fine */
 
 /* Fills an Error; `text` must live as long as it. */

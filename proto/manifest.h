@@ -70,8 +70,9 @@ struct manifest_domain { /* the version's row of the evaluation matrix: one line
 };
 
 enum manifest_flag {
-    MANIFEST_UNGATED = 1, /* published without a gate: version 0, or a rollback */
-    MANIFEST_PARTIAL = 2, /* some leases of the round were left out or quarantined */
+    MANIFEST_UNGATED = 1,  /* published without a gate: version 0, or a rollback */
+    MANIFEST_PARTIAL = 2,  /* some leases of the round were left out or quarantined */
+    MANIFEST_ROLLBACK = 4, /* repeats the content of rollback_of */
 };
 
 struct manifest {
@@ -83,7 +84,7 @@ struct manifest {
     uint32_t rank, alpha, targets;
     uint32_t n_files; /* ascending kind */
     struct manifest_file files[MANIFEST_FILES_MAX];
-    uint64_t rollback_of; /* number whose content this repeats, or 0 */
+    uint64_t rollback_of; /* with MANIFEST_ROLLBACK the version repeated (and the parent); else 0 */
     uint32_t flags;
     /* lineage */
     uint64_t round, session_counter;

@@ -36,5 +36,6 @@ void record_names(const struct record_view *record, const struct digest *digest,
 
 /* Well-formed UTF-8 (Unicode 15, table 3-7: no overlong forms, no surrogates, nothing above U+10FFFF). NUL passes. */
 bool utf8_valid(const void *text, size_t len);
+size_t utf8_prefix(const void *text, size_t len); /* length of the longest well-formed prefix: to cut a text */
 
 #endif

@@ -1,0 +1,122 @@
+#include "proto/record.h"
+
+#include <string.h>
+
+#include "base/hash.h"
+#include "base/limits.h"
+
+static struct bytes of_string(const char *s)
+{
+    return (struct bytes){(const uint8_t *)s, strlen(s)};
+}
+
+struct record_view record_of(const Alv__Record *record)
+{
+    return (struct record_view){
+        record->kind, of_string(record->id), of_string(record->group), {record->text.data, record->text.len}};
+}
+
+size_t utf8_prefix(const void *text, size_t len)
+{
+    const uint8_t *start = text, *s = start, *end = start + len;
+    while (s < end) {
+        uint8_t c = *s;
+        if (c < 0x80) {
+            s++;
+            continue;
+        }
+        int more = c < 0xe0 ? 1 : c < 0xf0 ? 2 : 3;
+        if (c < 0xc2 || c > 0xf4 || end - s <= more)
+            break;
+        uint8_t low = 0x80, high = 0xbf; /* of the second byte: no overlong form, no surrogate, not above U+10FFFF */
+        if (c == 0xe0)
+            low = 0xa0;
+        else if (c == 0xed)
+            high = 0x9f;
+        else if (c == 0xf0)
+            low = 0x90;
+        else if (c == 0xf4)
+            high = 0x8f;
+        if (s[1] < low || s[1] > high || (more > 1 && (s[2] & 0xc0) != 0x80) || (more > 2 && (s[3] & 0xc0) != 0x80))
+            break;
+        s += 1 + more;
+    }
+    return (size_t)(s - start);
+}
+
+bool utf8_valid(const void *text, size_t len)
+{
+    return utf8_prefix(text, len) == len;
+}
+
+static bool name_bytes_valid(struct bytes b)
+{
+    if (b.len > LIMIT_RECORD_ID_BYTES || !utf8_valid(b.data, b.len))
+        return false;
+    for (size_t i = 0; i < b.len; i++)
+        if (b.data[i] < 0x20 || b.data[i] == 0x7f)
+            return false;
+    return true;
+}
+
+Alv__Refusal record_check(const struct record_view *r)
+{
+    if (r->kind != ALV__RECORD_KIND__RECORD_TEXT && r->kind != ALV__RECORD_KIND__RECORD_CHAT)
+        return ALV__REFUSAL__REFUSAL_BAD_ID;
+    if (!name_bytes_valid(r->id) || !name_bytes_valid(r->group))
+        return ALV__REFUSAL__REFUSAL_BAD_ID;
+    if (r->text.len == 0)
+        return ALV__REFUSAL__REFUSAL_EMPTY;
+    if (r->text.len > LIMIT_RECORD_BYTES)
+        return ALV__REFUSAL__REFUSAL_TOO_LONG;
+    if (!utf8_valid(r->text.data, r->text.len))
+        return ALV__REFUSAL__REFUSAL_NOT_UTF8;
+    return ALV__REFUSAL__REFUSAL_NONE;
+}
+
+static void put_le(struct hasher *h, uint64_t v, int bytes)
+{
+    uint8_t le[8];
+    for (int i = 0; i < bytes; i++)
+        le[i] = (uint8_t)(v >> (8 * i));
+    hasher_put(h, le, (size_t)bytes);
+}
+
+static void put_counted(struct hasher *h, struct bytes b)
+{
+    put_le(h, b.len, 4);
+    hasher_put(h, b.data, b.len);
+}
+
+void record_digest(const struct record_view *r, struct digest *out)
+{
+    static const char context[] = "alluvium record 1";
+    struct hasher h;
+    hasher_init(&h);
+    hasher_put(&h, context, sizeof context);
+    put_le(&h, (uint64_t)r->kind, 1);
+    put_le(&h, r->text.len, 8);
+    hasher_put(&h, r->text.data, r->text.len);
+    hasher_end(&h, out);
+}
+
+void record_chain(struct digest *rolling, const struct record_view *r, const struct digest *digest)
+{
+    static const char context[] = "alluvium chain 1";
+    struct hasher h;
+    hasher_init(&h);
+    hasher_put(&h, context, sizeof context);
+    hasher_put(&h, rolling->b, DIGEST_LEN);
+    hasher_put(&h, digest->b, DIGEST_LEN);
+    put_counted(&h, r->id);
+    put_counted(&h, r->group);
+    hasher_end(&h, rolling);
+}
+
+void record_names(const struct record_view *r, const struct digest *digest, char hex[DIGEST_HEX_SIZE], struct bytes *id,
+                  struct bytes *group)
+{
+    digest_hex(digest, hex);
+    *id = r->id.len ? r->id : of_string(hex);
+    *group = r->group.len ? r->group : *id;
+}
