@@ -24,7 +24,7 @@ struct push_records *push_records_new(void)
 {
     struct push_records *records = xmalloc(sizeof *records);
     records->n = 0;
-    records->bytes = 0;
+    records->bytes = records->weight = 0;
     records->slabs = NULL;
     records->next = NULL;
     return records;
@@ -58,7 +58,8 @@ static char *slab_text(struct push_records *records, struct bytes text)
 bool push_records_add(struct push_records *records, size_t bytes_max, Alv__RecordKind kind, struct bytes id,
                       struct bytes group, struct bytes text, struct push_place place)
 {
-    if (records->n == LIMIT_BATCH_RECORDS || (records->n && records->bytes + text.len > bytes_max))
+    size_t weight = text.len + id.len + group.len; /* long names count too, or the frame could not hold the batch */
+    if (records->n == LIMIT_BATCH_RECORDS || (records->n && records->weight + weight > bytes_max))
         return false;
     Alv__Record *record = slab_take(records, sizeof *record);
     alv__record__init(record);
@@ -70,6 +71,7 @@ bool push_records_add(struct push_records *records, size_t bytes_max, Alv__Recor
     records->items[records->n] = record;
     records->places[records->n++] = place;
     records->bytes += text.len;
+    records->weight += weight;
     return true;
 }
 

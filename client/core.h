@@ -35,7 +35,7 @@ struct push_place { /* where a record came from, for messages; opaque to the cor
 
 struct push_records { /* a batch's worth, owning its memory; zeroed is empty */
     uint32_t n;
-    size_t bytes; /* of text */
+    size_t bytes, weight; /* of text; with ids and groups */
     Alv__Record *items[LIMIT_BATCH_RECORDS];
     struct push_place places[LIMIT_BATCH_RECORDS];
     struct push_slab *slabs;   /* memory behind the items */
