@@ -66,6 +66,11 @@ void fuzz_seeds(void (*use)(const uint8_t *data, size_t len))
     bytes += gguf_padding(bytes) + gguf_put_tensor(&w, "two", GGUF_T_Q4_1, 2, (const uint64_t[]){32, 2});
     gguf_put_header(&w, &out);
     memset(buf_extend(&out, bytes), 0x11, bytes);
+    struct gguf *g;
+    struct tokenizer *tok;
+    CHECK(gguf_parse(out.data, out.len, "seed", &g, NULL) == ST_OK && tokenizer_from_gguf(g, &tok, NULL) == ST_OK);
+    tokenizer_free(tok);
+    gguf_close(g);
     use(out.data, out.len);
     gguf_writer_release(&w);
     buf_release(&out);

@@ -36,6 +36,7 @@ void fuzz_seeds(void (*use)(const uint8_t *data, size_t len))
     float block[64] = {0};
     adapter_init(&shape, 1, block);
     adapter_write_peft(&shape, block, &out);
+    CHECK(adapter_read_peft(&shape, out.data, out.len, block, NULL) == ST_OK);
     use(out.data, out.len);
     buf_release(&out);
 }

@@ -35,6 +35,10 @@ void fuzz_seeds(void (*use)(const uint8_t *data, size_t len))
         "\"Digits\","
         "\"individual_digits\":true},{\"type\":\"ByteLevel\",\"add_prefix_space\":false}]},\"model\":{\"type\":\"BPE\","
         "\"ignore_merges\":true,\"vocab\":{\"a\":0,\"b\":9,\"ba\":5},\"merges\":[[\"b\",\"a\"]]}}"};
-    for (size_t i = 0; i < sizeof seeds / sizeof seeds[0]; i++)
+    for (size_t i = 0; i < sizeof seeds / sizeof seeds[0]; i++) {
+        struct tokenizer *tok;
+        CHECK(tokenizer_from_json(seeds[i], strlen(seeds[i]), 0, TOKEN_NONE, &tok, NULL) == ST_OK);
+        tokenizer_free(tok);
         use((const uint8_t *)seeds[i], strlen(seeds[i]));
+    }
 }
