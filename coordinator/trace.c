@@ -1,0 +1,383 @@
+/* TRACE, both ways: from a record to its segments, their states and the versions that saw them; from a version to the
+ * segments in it, directly and through its ancestors. The law of a segment's state is written in core/state.h. */
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/check.h"
+#include "coordinator/core/state.h"
+#include "coordinator/facts.h"
+#include "coordinator/report.h"
+
+enum {
+    SEEN_MAX = 1000,          /* descendants looked through for "versions that saw it" */
+    RANGES_MAX = 200 * 1000,  /* collected for one answer */
+    SEGMENTS_MAX = 64 * 1024, /* of one record */
+};
+
+/* ---- the state of one segment ------------------------------------------------------------------------------------ */
+
+struct leases { /* of the round in progress */
+    struct state_lease *items;
+    uint32_t n;
+};
+
+static void leases_release(struct leases *l)
+{
+    for (uint32_t i = 0; i < l->n; i++)
+        state_lease_release(&l->items[i]);
+    free(l->items);
+    *l = (struct leases){0};
+}
+
+static enum status leases_read(struct db *db, struct leases *out, struct err *err)
+{
+    struct bytes key, value;
+    struct db_iter *iter = db_iter_open(db, FAMILY_LEASES, (struct bytes){(const uint8_t *)"l", 1},
+                                        (struct bytes){(const uint8_t *)"m", 1}, false);
+    enum status st;
+    while (!(st = db_iter_next(iter, &key, &value, err))) {
+        out->items = xrealloc_array(out->items, out->n + 1, sizeof *out->items);
+        if (!state_lease_get(value, &out->items[out->n])) {
+            st = err_set(err, ST_CORRUPT, "a stored lease does not decode; restore a backup");
+            break;
+        }
+        out->n++;
+    }
+    db_iter_close(&iter);
+    return st == ST_EMPTY ? ST_OK : st;
+}
+
+struct segment {
+    enum segment_state state;
+    uint64_t ref;
+};
+
+/* The stored range that starts at or before `offset` and covers it; false when none does. */
+static enum status covering(struct db *db, struct state_key from, struct state_key last, uint64_t offset, bool *found,
+                            struct state_settled *out, struct err *err)
+{
+    struct bytes key, value;
+    struct state_key to = last;
+    to.b[to.len++] = 0; /* the bound is exclusive: just behind the last key that counts */
+    struct db_iter *iter =
+        db_iter_open(db, FAMILY_STREAM, (struct bytes){from.b, from.len}, (struct bytes){to.b, to.len}, true);
+    enum status st = db_iter_next(iter, &key, &value, err);
+    *found = false;
+    if (!st) {
+        struct reader r = reader_of(key.data + key.len - 8, 8);
+        uint64_t first = read_u64_be(&r);
+        if (!state_settled_get(value, out))
+            st = err_set(err, ST_CORRUPT, "a stored state does not decode; restore a backup");
+        else
+            *found = offset >= first && offset - first < out->count;
+    }
+    db_iter_close(&iter);
+    return st == ST_EMPTY ? ST_OK : st;
+}
+
+static const struct state_lease *lease_of(const struct leases *leases, struct domain_id domain, uint64_t offset)
+{
+    for (uint32_t i = 0; i < leases->n; i++)
+        for (uint32_t k = 0; k < leases->items[i].n_ranges; k++) {
+            const struct range *r = &leases->items[i].ranges[k];
+            if (r->domain.v == domain.v && offset >= r->first && offset - r->first < r->count)
+                return &leases->items[i];
+        }
+    return NULL;
+}
+
+static enum status state_of(struct db *db, const struct leases *leases, struct domain_id domain, bool probe,
+                            uint64_t offset, struct segment *out, struct err *err)
+{
+    struct state_settled s;
+    bool found = false;
+    enum status st = covering(db, key_stream('x', domain, probe, 0), key_stream('x', domain, probe, offset), offset,
+                              &found, &s, err);
+    if (!probe)
+        for (const char *tag = "Tt"; *tag && !st && !found; tag++)
+            st = covering(db, key_domain(*tag, domain, 0), key_domain(*tag, domain, offset), offset, &found, &s, err);
+    if (st)
+        return st;
+    const struct state_lease *lease = found || probe ? NULL : lease_of(leases, domain, offset);
+    if (found)
+        *out = (struct segment){(enum segment_state)s.state, s.ref};
+    else if (lease)
+        *out = (struct segment){lease->phase == LEASE_ACCEPTED  ? SEG_ACCEPTED
+                                : lease->phase == LEASE_GRANTED ? SEG_LEASED
+                                                                : SEG_PENDING,
+                                lease->id};
+    else
+        *out = (struct segment){SEG_PENDING, 0};
+    return ST_OK;
+}
+
+/* ---- which versions saw a version's data --------------------------------------------------------------------------- */
+
+/* `version` and its descendants, ascending; true when there are more than SEEN_MAX to look at. */
+static enum status descendants(struct db *db, uint64_t version, uint64_t newest, json_t **out, bool *more,
+                               struct err *err)
+{
+    struct buf value = {0};
+    struct state_version *v = xmalloc(sizeof *v);
+    uint64_t n = newest >= version ? newest - version + 1 : 0;
+    *more = n > SEEN_MAX;
+    n = *more ? SEEN_MAX : n;
+    bool *has = xcalloc((size_t)n + 1, sizeof *has);
+    json_t *list = json_array();
+    enum status st = ST_OK;
+    for (uint64_t i = 0; !st && i < n; i++) {
+        if (i)
+            st = facts_version(db, version + i, &value, v, err);
+        has[i] = !st && (i == 0 || (v->parent >= version && v->parent < version + i && has[v->parent - version]));
+        if (has[i])
+            json_array_append_new(list, json_count(version + i));
+    }
+    free(has);
+    free(v);
+    buf_release(&value);
+    if (st)
+        json_decref(list);
+    else
+        *out = list;
+    return st;
+}
+
+static enum status add_run(struct db *db, uint64_t newest, json_t *runs, uint64_t first, uint64_t count, bool probe,
+                           struct segment s, struct err *err)
+{
+    static const char *const refs[SEG_STATES] = {"lease",      "lease", "lease",     "version",
+                                                 "quarantine", NULL,    "exclusion", "exclusion"};
+    json_t *run = json_object();
+    json_object_set_new(run, "first", json_count(first));
+    json_object_set_new(run, "count", json_count(count));
+    bool held_out = probe && s.state == SEG_PENDING;
+    json_object_set_new(run, "state", json_string(held_out ? "held-out" : segment_state_name(s.state)));
+    if (refs[s.state] && (s.ref || s.state == SEG_DONE))
+        json_object_set_new(run, refs[s.state], json_count(s.ref));
+    json_array_append_new(runs, run);
+    if (s.state != SEG_DONE)
+        return ST_OK;
+    json_t *seen;
+    bool more;
+    enum status st = descendants(db, s.ref, newest, &seen, &more, err);
+    if (!st) {
+        json_object_set_new(run, "seen_by", seen);
+        json_object_set_new(run, "seen_by_more", json_boolean(more));
+    }
+    return st;
+}
+
+/* Neighbours in one state make one run. */
+static enum status place_runs(struct db *db, const struct leases *leases, uint64_t newest, struct domain_id domain,
+                              bool probe, uint64_t first, uint64_t count, json_t *runs, struct err *err)
+{
+    struct segment run = {0}, s;
+    uint64_t run_first = first;
+    enum status st = count > SEGMENTS_MAX ? err_set(err, ST_LIMIT, "the record has too many segments") : ST_OK;
+    for (uint64_t o = first; !st && o < first + count; o++) {
+        st = state_of(db, leases, domain, probe, o, &s, err);
+        if (!st && o > first && (s.state != run.state || s.ref != run.ref)) {
+            st = add_run(db, newest, runs, run_first, o - run_first, probe, run, err);
+            run_first = o;
+        }
+        run = s;
+    }
+    if (!st && count)
+        st = add_run(db, newest, runs, run_first, first + count - run_first, probe, run, err);
+    return st;
+}
+
+/* Released quarantines are appended again: the copies of [first, +count) are part of the answer. */
+static enum status copies(struct db *db, const struct leases *leases, uint64_t newest, struct domain_id domain,
+                          uint64_t first, uint64_t count, json_t *places, struct err *err)
+{
+    struct bytes key, value;
+    struct state_key from = key_domain('k', domain, 0), to = key_domain('k', domain, UINT64_MAX);
+    struct db_iter *iter =
+        db_iter_open(db, FAMILY_META, (struct bytes){from.b, from.len}, (struct bytes){to.b, to.len}, false);
+    enum status st;
+    while (!(st = db_iter_next(iter, &key, &value, err))) {
+        struct state_link link;
+        struct domain_id d;
+        uint64_t at;
+        if (!key_read_domain(key, &d, &at) || !state_link_get(value, &link)) {
+            st = err_set(err, ST_CORRUPT, "a stored link does not decode; restore a backup");
+            break;
+        }
+        uint64_t low = link.source > first ? link.source : first;
+        uint64_t high = link.source + link.count < first + count ? link.source + link.count : first + count;
+        if (low >= high)
+            continue;
+        json_t *place = json_object(), *runs = json_array();
+        json_object_set_new(place, "probe", json_false());
+        json_object_set_new(place, "first", json_count(at + (low - link.source)));
+        json_object_set_new(place, "count", json_count(high - low));
+        json_object_set_new(place, "copy_of", json_count(low));
+        json_object_set_new(place, "segments", runs);
+        json_array_append_new(places, place);
+        if ((st = place_runs(db, leases, newest, domain, false, at + (low - link.source), high - low, runs, err)))
+            break;
+    }
+    db_iter_close(&iter);
+    return st == ST_EMPTY ? ST_OK : st;
+}
+
+static enum status trace_record(const struct report_source *source, const Alv__Control *control, uint64_t newest,
+                                json_t **out, struct err *err)
+{
+    struct db *db = streamlog_db(source->log);
+    struct leases leases = {0};
+    struct state_id *id = xmalloc(sizeof *id);
+    struct domain_id domain;
+    struct bytes value;
+    json_t *places = json_array();
+    enum status st = facts_domain(db, control->domain, &domain, err);
+    if (!st)
+        st = streamlog_record(source->log, &source->dir->seed, domain, control->record, &value, err);
+    if (!st && !value.data)
+        st = err_set(err, ST_NOT_FOUND, "no record of domain %s has that id", control->domain);
+    if (!st && !state_id_get(value, id))
+        st = err_set(err, ST_CORRUPT, "the stored record does not decode; restore a backup");
+    if (!st)
+        st = leases_read(db, &leases, err);
+    for (uint32_t i = 0; !st && i < id->n; i++) {
+        const struct state_place *p = &id->places[i];
+        json_t *place = json_object(), *runs = json_array();
+        json_object_set_new(place, "revision", json_count(id->revision - (id->n - 1 - i)));
+        json_object_set_new(place, "probe", json_boolean(p->probe));
+        json_object_set_new(place, "first", json_count(p->first));
+        json_object_set_new(place, "count", json_count(p->count));
+        json_object_set_new(place, "segments", runs);
+        json_array_append_new(places, place);
+        st = place_runs(db, &leases, newest, p->domain, p->probe, p->first, p->count, runs, err);
+        if (!st && !p->probe)
+            st = copies(db, &leases, newest, p->domain, p->first, p->count, places, err);
+    }
+    if (!st) {
+        *out = json_object();
+        json_object_set_new(*out, "domain", json_string(control->domain));
+        json_object_set_new(*out, "record", json_string(control->record));
+        json_object_set_new(*out, "revision", json_count(id->revision));
+        json_object_set_new(*out, "live", json_boolean(id->live));
+        json_object_set(*out, "places", places);
+    }
+    json_decref(places);
+    leases_release(&leases);
+    free(id);
+    return st;
+}
+
+/* ---- a version ----------------------------------------------------------------------------------------------------- */
+
+struct ranges {
+    struct manifest_range *items;
+    size_t n, cap;
+};
+
+static int by_place(const void *a, const void *b)
+{
+    const struct manifest_range *x = a, *y = b;
+    if (x->domain.v != y->domain.v)
+        return x->domain.v < y->domain.v ? -1 : 1;
+    return x->first < y->first ? -1 : x->first > y->first;
+}
+
+/* Sorts, and joins neighbours. A long range is split where its count would not fit. */
+static void tidy(struct ranges *r)
+{
+    size_t n = 0;
+    if (r->n)
+        qsort(r->items, r->n, sizeof *r->items, by_place);
+    for (size_t i = 0; i < r->n; i++) {
+        struct manifest_range *last = n ? &r->items[n - 1] : NULL, *next = &r->items[i];
+        if (last && last->domain.v == next->domain.v && next->first <= last->first + last->count &&
+            next->first + next->count - last->first <= UINT32_MAX) {
+            uint64_t end = next->first + next->count;
+            if (end > last->first + last->count)
+                last->count = (uint32_t)(end - last->first);
+        } else {
+            r->items[n++] = *next;
+        }
+    }
+    r->n = n;
+}
+
+static enum status add_version(struct db *db, uint64_t number, struct ranges *r, uint64_t *parent, struct err *err)
+{
+    struct buf value = {0};
+    struct state_version *v = xmalloc(sizeof *v);
+    struct manifest *m = xcalloc(1, sizeof *m);
+    enum status st = facts_version(db, number, &value, v, err);
+    if (!st)
+        st = manifest_decode(v->manifest.data, v->manifest.len, m, err);
+    for (uint32_t i = 0; !st && i < m->n_leases; i++)
+        for (uint32_t k = 0; k < m->leases[i].n_ranges; k++) {
+            if (r->n == r->cap)
+                r->items = xrealloc_array(r->items, r->cap = r->cap ? 2 * r->cap : 64, sizeof *r->items);
+            r->items[r->n++] = m->leases[i].ranges[k];
+        }
+    if (!st)
+        *parent = v->parent;
+    manifest_release(m);
+    free(m);
+    free(v);
+    buf_release(&value);
+    return st;
+}
+
+static json_t *ranges_json(struct ranges *r)
+{
+    json_t *list = json_array();
+    tidy(r);
+    for (size_t i = 0; i < r->n; i++) {
+        json_t *j = json_object();
+        json_object_set_new(j, "domain", json_count(r->items[i].domain.v));
+        json_object_set_new(j, "first", json_count(r->items[i].first));
+        json_object_set_new(j, "count", json_count(r->items[i].count));
+        json_array_append_new(list, j);
+    }
+    return list;
+}
+
+static enum status trace_version(const struct report_source *source, uint64_t number, json_t **out, struct err *err)
+{
+    struct db *db = streamlog_db(source->log);
+    struct ranges direct = {0}, inherited = {0};
+    json_t *ancestors = json_array();
+    uint64_t parent = 0, at = number;
+    enum status st = add_version(db, number, &direct, &parent, err);
+    while (!st && at && inherited.n < RANGES_MAX) {
+        if (parent >= at) {
+            st = err_set(err, ST_CORRUPT, "version %llu has parent %llu", (unsigned long long)at,
+                         (unsigned long long)parent);
+            break;
+        }
+        at = parent;
+        json_array_append_new(ancestors, json_count(at));
+        if (at) {
+            st = add_version(db, at, &inherited, &parent, err);
+            if (inherited.n > RANGES_MAX / 2)
+                tidy(&inherited); /* joined, most fall together */
+        }
+    }
+    if (!st) {
+        *out = json_object();
+        json_object_set_new(*out, "version", json_count(number));
+        json_object_set(*out, "ancestors", ancestors);
+        json_object_set_new(*out, "direct", ranges_json(&direct));
+        json_object_set_new(*out, "inherited", ranges_json(&inherited));
+        json_object_set_new(*out, "complete", json_boolean(!at || inherited.n < RANGES_MAX));
+    }
+    json_decref(ancestors);
+    free(direct.items);
+    free(inherited.items);
+    return st;
+}
+
+enum status report_trace(const struct report_source *source, const Alv__Control *control, json_t **out, struct err *err)
+{
+    uint64_t newest = report_newest(source->core);
+    if (control->record[0])
+        return trace_record(source, control, newest, out, err);
+    return trace_version(source, control->number, out, err);
+}

@@ -1,0 +1,352 @@
+/* VERSIONS, SHOW and EXPLAIN: what is known of published versions, from their manifests and the matrix of losses. */
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/check.h"
+#include "coordinator/core/state.h"
+#include "coordinator/facts.h"
+#include "coordinator/report.h"
+
+enum { PAGE_DEFAULT = 50, PAGE_MAX = 500 };
+
+/* ---- losses ----------------------------------------------------------------------------------------------------- */
+
+static enum status read_losses(struct db *db, uint64_t version, struct domain_id domain, struct state_losses *out,
+                               struct err *err)
+{
+    struct buf b = {0};
+    struct state_key key = key_matrix(version, domain);
+    *out = (struct state_losses){0};
+    enum status st = db_get(db, FAMILY_MATRIX, key.b, key.len, &b, err);
+    if (!st && !state_losses_get(buf_bytes(&b), out))
+        st = err_set(err, ST_CORRUPT, "the losses of version %llu do not decode", (unsigned long long)version);
+    buf_release(&b);
+    return st == ST_NOT_FOUND ? ST_OK : st;
+}
+
+static int by_offset(const void *a, const void *b)
+{
+    uint64_t x = ((const struct window_loss *)a)->offset, y = ((const struct window_loss *)b)->offset;
+    return x < y ? -1 : x > y;
+}
+
+/* Mean losses of two versions on the windows both were scored on: what was learnt since the base, like for like. */
+static bool common_loss(struct state_losses *a, struct state_losses *base, double *loss, double *base_loss)
+{
+    double sum = 0, base_sum = 0;
+    uint64_t tokens = 0;
+    if (base->n)
+        qsort(base->items, base->n, sizeof *base->items, by_offset);
+    for (uint32_t i = 0; i < a->n && base->n; i++) {
+        const struct window_loss *w = bsearch(&a->items[i], base->items, base->n, sizeof *base->items, by_offset);
+        if (!w)
+            continue;
+        sum += a->items[i].candidate;
+        base_sum += w->candidate;
+        tokens += a->items[i].tokens;
+    }
+    if (!tokens)
+        return false;
+    *loss = sum / (double)tokens;
+    *base_loss = base_sum / (double)tokens;
+    return true;
+}
+
+static enum status add_learnt(struct db *db, uint64_t version, struct domain_id domain, json_t *row, struct err *err)
+{
+    struct state_losses now, base = {0};
+    double loss = 0, base_loss = 0;
+    enum status st = read_losses(db, version, domain, &now, err);
+    if (!st)
+        st = read_losses(db, 0, domain, &base, err);
+    if (!st && common_loss(&now, &base, &loss, &base_loss)) {
+        json_object_set_new(row, "base_loss", json_number(base_loss));
+        json_object_set_new(row, "learnt", json_number(base_loss - loss));
+    } else if (!st) {
+        json_object_set_new(row, "base_loss", json_null());
+        json_object_set_new(row, "learnt", json_null());
+    }
+    state_losses_release(&now);
+    state_losses_release(&base);
+    return st;
+}
+
+static enum status domain_rows(struct db *db, const struct manifest *m, json_t **out, struct err *err)
+{
+    json_t *rows = json_array();
+    enum status st = ST_OK;
+    for (uint32_t i = 0; !st && i < m->n_domains; i++) {
+        const struct manifest_domain *d = &m->domains[i];
+        double tokens = (double)d->tokens;
+        json_t *row = json_object();
+        json_object_set_new(row, "domain", json_string(d->name.s));
+        json_object_set_new(row, "windows", json_count(d->windows));
+        json_object_set_new(row, "tokens", json_count(d->tokens));
+        json_object_set_new(row, "loss", d->tokens ? json_number(d->nll / tokens) : json_null());
+        json_object_set_new(row, "reference", json_count(d->reference));
+        json_object_set_new(row, "reference_loss", d->tokens ? json_number(d->reference_nll / tokens) : json_null());
+        json_object_set_new(row, "forgetting", json_number(d->forgetting));
+        json_object_set_new(row, "forgetting_high", json_number(d->forgetting_high));
+        st = add_learnt(db, m->number, d->id, row, err);
+        json_array_append_new(rows, row);
+    }
+    if (st)
+        json_decref(rows);
+    else
+        *out = rows;
+    return st;
+}
+
+/* ---- versions --------------------------------------------------------------------------------------------------- */
+
+static enum status read_aliases(struct db *db, struct aliases *out, struct err *err)
+{
+    struct buf b = {0};
+    struct state_key key = key_plain('a');
+    enum status st = db_get(db, FAMILY_META, key.b, key.len, &b, err);
+    *out = (struct aliases){0};
+    if (!st && b.len < SIGNATURE_LEN)
+        st = err_set(err, ST_CORRUPT, "the stored aliases do not decode; restore a backup");
+    if (!st)
+        st = aliases_decode(b.data, b.len - SIGNATURE_LEN, out, err);
+    buf_release(&b);
+    return st == ST_NOT_FOUND ? ST_OK : st;
+}
+
+static json_t *alias_names(const struct aliases *aliases, uint64_t number)
+{
+    json_t *names = json_array();
+    for (uint32_t i = 0; i < aliases->n_aliases; i++)
+        if (aliases->aliases[i].version == number)
+            json_array_append_new(names, json_string(aliases->aliases[i].name.s));
+    return names;
+}
+
+static json_t *file_json(const struct manifest_file *f)
+{
+    static const char *const kinds[] = {"", "peft", "gguf", "state"};
+    char sha[65];
+    hex_encode(f->sha256, 32, sha);
+    json_t *j = json_object();
+    json_object_set_new(j, "kind", json_string(f->kind <= FILE_STATE ? kinds[f->kind] : ""));
+    json_object_set_new(j, "blake2b", json_digest(&f->blake2b));
+    json_object_set_new(j, "sha256", json_string(sha));
+    json_object_set_new(j, "bytes", json_count(f->bytes));
+    return j;
+}
+
+static void add_work(const struct manifest *m, json_t *j)
+{
+    uint64_t segments = 0;
+    for (uint32_t i = 0; i < m->n_leases; i++)
+        for (uint32_t k = 0; k < m->leases[i].n_ranges; k++)
+            segments += m->leases[i].ranges[k].count;
+    json_object_set_new(j, "leases", json_count(m->n_leases));
+    json_object_set_new(j, "segments", json_count(segments));
+}
+
+static enum status version_json(struct db *db, const struct aliases *aliases, uint64_t number, json_t **out,
+                                struct err *err)
+{
+    struct buf value = {0};
+    struct state_version *v = xmalloc(sizeof *v);
+    struct manifest *m = xcalloc(1, sizeof *m);
+    json_t *j = NULL, *rows = NULL;
+    enum status st = facts_version(db, number, &value, v, err);
+    if (!st)
+        st = manifest_decode(v->manifest.data, v->manifest.len, m, err);
+    if (!st)
+        st = domain_rows(db, m, &rows, err);
+    if (st)
+        goto done;
+    j = json_object();
+    json_object_set_new(j, "version", json_count(number));
+    json_object_set_new(j, "parent", json_count(m->parent));
+    json_object_set_new(j, "round", json_count(m->round));
+    json_object_set_new(j, "rollback_of", m->rollback_of ? json_count(m->rollback_of) : json_null());
+    json_object_set_new(j, "created_s", json_count(m->created_s));
+    json_object_set_new(j, "gated", json_boolean(!(m->flags & MANIFEST_UNGATED)));
+    json_object_set_new(j, "partial", json_boolean(m->flags & MANIFEST_PARTIAL));
+    json_object_set_new(j, "aliases", alias_names(aliases, number));
+    json_object_set_new(j, "withdrawn", json_boolean(aliases_marked(aliases, number, MARK_WITHDRAWN)));
+    json_object_set_new(j, "tainted", json_boolean(aliases_marked(aliases, number, MARK_TAINTED)));
+    json_object_set_new(j, "verdict", json_string(m->verdict));
+    json_object_set_new(j, "step_factor", json_number(m->step_factor));
+    json_object_set_new(j, "averaging_error", json_number(m->averaging_error));
+    json_object_set_new(j, "update_norm", json_number(m->update_norm));
+    add_work(m, j);
+    json_object_set(j, "domains", rows);
+    json_t *files = json_array();
+    for (uint32_t i = 0; i < m->n_files; i++)
+        json_array_append_new(files, file_json(&m->files[i]));
+    json_object_set_new(j, "files", files);
+    *out = j;
+done:
+    json_decref(rows);
+    manifest_release(m);
+    free(m);
+    free(v);
+    buf_release(&value);
+    return st;
+}
+
+static enum status page_size(const char *text, uint32_t *out, struct err *err)
+{
+    char *end;
+    *out = PAGE_DEFAULT;
+    if (!*text)
+        return ST_OK;
+    unsigned long n = strtoul(text, &end, 10);
+    if (*end || n < 1 || n > PAGE_MAX)
+        return err_set(err, ST_USAGE, "\"%s\" is no page size: 1 to %d", text, PAGE_MAX);
+    *out = (uint32_t)n;
+    return ST_OK;
+}
+
+enum status report_versions(const struct report_source *source, const Alv__Control *control, json_t **out,
+                            struct err *err)
+{
+    struct db *db = streamlog_db(source->log);
+    struct aliases *aliases = xmalloc(sizeof *aliases);
+    struct state_counters *counters = xmalloc(sizeof *counters);
+    json_t *list = json_array();
+    uint32_t n;
+    enum status st = page_size(control->value, &n, err);
+    if (!st)
+        st = read_aliases(db, aliases, err);
+    if (st)
+        *aliases = (struct aliases){0};
+    if (!st)
+        st = facts_counters(source->log, counters, err);
+    uint64_t end = st ? 0 : counters->version + 1; /* exclusive */
+    if (control->number && control->number < end)
+        end = control->number;
+    for (; !st && n && end; n--) {
+        json_t *j;
+        st = version_json(db, aliases, --end, &j, err);
+        if (!st)
+            json_array_append_new(list, j);
+    }
+    if (!st) {
+        *out = json_object();
+        json_object_set(*out, "versions", list);
+        json_object_set_new(*out, "newest", json_count(counters->version));
+        json_object_set_new(*out, "next", end ? json_count(end) : json_null());
+    }
+    json_decref(list);
+    aliases_release(aliases);
+    free(aliases);
+    free(counters);
+    return st;
+}
+
+static json_t *lease_json(const struct manifest_lease *l)
+{
+    json_t *j = json_object();
+    json_object_set_new(j, "lease", json_count(l->id));
+    json_object_set_new(j, "generation", json_count(l->generation));
+    json_object_set_new(j, "delta", json_digest(&l->delta));
+    json_object_set_new(j, "weight", json_number(l->weight));
+    json_object_set_new(j, "ranges", json_count(l->n_ranges));
+    return j;
+}
+
+enum status report_show(const struct report_source *source, uint64_t number, json_t **out, struct err *err)
+{
+    struct db *db = streamlog_db(source->log);
+    struct buf value = {0};
+    struct aliases *aliases = xmalloc(sizeof *aliases);
+    struct state_version *v = xmalloc(sizeof *v);
+    struct manifest *m = xcalloc(1, sizeof *m);
+    struct digest digest;
+    json_t *j = NULL;
+    enum status st = read_aliases(db, aliases, err);
+    if (st)
+        *aliases = (struct aliases){0};
+    if (!st)
+        st = version_json(db, aliases, number, &j, err);
+    if (!st)
+        st = facts_version(db, number, &value, v, err);
+    if (!st)
+        st = manifest_decode(v->manifest.data, v->manifest.len, m, err);
+    if (!st) {
+        char signature[2 * SIGNATURE_LEN + 1];
+        json_t *leases = json_array();
+        for (uint32_t i = 0; i < m->n_leases; i++)
+            json_array_append_new(leases, lease_json(&m->leases[i]));
+        json_object_set_new(j, "deltas", leases);
+        json_object_set_new(j, "line", json_string(m->line.s));
+        json_object_set_new(j, "card", json_digest(&m->card));
+        json_object_set_new(j, "rank", json_count(m->rank));
+        json_object_set_new(j, "alpha", json_count(m->alpha));
+        json_object_set_new(j, "exclusion_seq", json_count(m->exclusion_seq));
+        json_object_set_new(j, "session", json_count(m->session_counter));
+        json_object_set_new(j, "error_rate", json_number(m->error_rate));
+        json_object_set_new(j, "clip_norm", json_number(m->clip_norm));
+        manifest_digest(v->manifest.data, v->manifest.len, &digest);
+        json_object_set_new(j, "manifest", json_digest(&digest));
+        hex_encode(v->signature, SIGNATURE_LEN, signature);
+        json_object_set_new(j, "signature", json_string(signature));
+        *out = j;
+        j = NULL;
+    }
+    json_decref(j);
+    manifest_release(m);
+    free(m);
+    free(v);
+    aliases_release(aliases);
+    free(aliases);
+    buf_release(&value);
+    return st;
+}
+
+/* ---- verdicts --------------------------------------------------------------------------------------------------- */
+
+enum status report_explain(const struct report_source *source, const Alv__Control *control, json_t **out,
+                           struct err *err)
+{
+    struct db *db = streamlog_db(source->log);
+    bool by_round = !strcmp(control->name, "round");
+    uint64_t round = control->number;
+    struct buf value = {0};
+    struct state_verdict verdict;
+    json_error_t at;
+    enum status st = ST_OK;
+    if (!by_round) {
+        struct state_version *v = xmalloc(sizeof *v);
+        st = facts_version(db, control->number, &value, v, err);
+        bool gated = !st && control->number && !v->rollback_of;
+        if (!st && !gated) {
+            *out = json_object();
+            json_object_set_new(*out, "version", json_count(control->number));
+            json_object_set_new(*out, "published", json_true());
+            json_object_set_new(*out, "reason",
+                                json_string(control->number ? "a rollback is published without a gate"
+                                                            : "version 0 is the base: there is nothing to compare"));
+        }
+        round = st ? 0 : v->round;
+        free(v);
+        if (st || !gated)
+            goto done;
+    }
+    struct state_key key = key_u64('v', round);
+    buf_clear(&value);
+    st = db_get(db, FAMILY_VERSIONS, key.b, key.len, &value, err);
+    if (st == ST_NOT_FOUND)
+        st = err_set(err, ST_NOT_FOUND, "there is no verdict on round %llu", (unsigned long long)round);
+    if (!st && !state_verdict_get(buf_bytes(&value), &verdict))
+        st = err_set(err, ST_CORRUPT, "the verdict on round %llu does not decode", (unsigned long long)round);
+    if (st)
+        goto done;
+    json_t *text = json_loadb((const char *)verdict.text.data, verdict.text.len, JSON_ALLOW_NUL, &at);
+    *out = json_object();
+    json_object_set_new(*out, "round", json_count(verdict.round));
+    json_object_set_new(*out, "version", verdict.published ? json_count(verdict.version) : json_null());
+    json_object_set_new(*out, "published", json_boolean(verdict.published));
+    json_object_set_new(*out, "attempt", json_count(verdict.attempt));
+    json_object_set_new(*out, "time_s", json_count(verdict.wall_s));
+    json_object_set_new(*out, "gate", text ? text : json_stringn((const char *)verdict.text.data, verdict.text.len));
+done:
+    buf_release(&value);
+    return st;
+}
