@@ -245,11 +245,11 @@ static void swiglu_back(struct pool *pool, float *GU, float *Y, const float *dY,
 static void cross_entropy_row(const struct rows *r, size_t m)
 {
     float *row = r->out + m * r->C, max = simd_max(row, r->C), target = row[r->ids[m]];
-    float sum = r->x == 0 ? simd_exp_sum(row, max, r->C) : simd_exp(row, 1, max, r->C);
-    r->nll[m] = log((double)sum) + (double)max - (double)target;
+    double sum = r->x == 0 ? simd_exp_sum(row, max, r->C) : simd_exp(row, 1, max, r->C);
+    r->nll[m] = log(sum) + (double)max - (double)target;
     if (r->x == 0)
         return;
-    simd_scale(row, r->x / sum, r->C);
+    simd_scale(row, (float)((double)r->x / sum), r->C);
     row[r->ids[m]] -= r->x;
 }
 
@@ -339,10 +339,11 @@ static void forward_tile(const struct tiles *t, uint32_t sample, uint32_t kv_hea
         multiply(&(struct product){false, true, rows, keys, v.D, v.scale, 0, Q, t->qkv + v.k, P, v.D, v.ld, keys, 0});
         for (uint32_t i = 0; i < rows; i++) {
             uint32_t g = i / n, r = r0 + i % n;
-            float *p = P + (size_t)i * keys, max = simd_max(p, r + 1), sum = simd_exp(p, 1, max, r + 1);
-            simd_scale(p, 1 / sum, r + 1);
+            float *p = P + (size_t)i * keys, max = simd_max(p, r + 1);
+            double sum = simd_exp(p, 1, max, r + 1);
+            simd_scale(p, (float)(1 / sum), r + 1);
             memset(p + r + 1, 0, (keys - r - 1) * sizeof *p);
-            t->lse[v.lse + (size_t)r * v.H + g] = max + logf(sum);
+            t->lse[v.lse + (size_t)r * v.H + g] = max + (float)log(sum);
         }
         multiply(&(struct product){false, false, rows, v.D, keys, 1, 0, P, t->qkv + v.v, O, keys, v.ld, v.D, 0});
         for (size_t i = 0; i < rows; i++)

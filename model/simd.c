@@ -63,24 +63,38 @@ MODEL_CLONES float simd_max(const float *x, uint32_t n)
     return max;
 }
 
-MODEL_CLONES float simd_exp(float *x, float scale, float shift, uint32_t n)
+/* A vocabulary has one likely word and tens of thousands of unlikely ones, each below the last bit of an f32 sum that holds
+ * the likely one, and together worth 1e-4 nats. So short f32 sums go into an f64 one. */
+enum { SUM_BLOCK = 64 };
+
+MODEL_CLONES double simd_exp(float *x, float scale, float shift, uint32_t n)
 {
-    float sum = 0;
+    double total = 0;
+    for (uint32_t at = 0; at < n; at += SUM_BLOCK) {
+        uint32_t end = n - at < SUM_BLOCK ? n : at + SUM_BLOCK;
+        float sum = 0;
 #pragma omp simd reduction(+ : sum)
-    for (uint32_t i = 0; i < n; i++) {
-        x[i] = exp1(x[i] * scale - shift);
-        sum += x[i];
+        for (uint32_t i = at; i < end; i++) {
+            x[i] = exp1(x[i] * scale - shift);
+            sum += x[i];
+        }
+        total += (double)sum;
     }
-    return sum;
+    return total;
 }
 
-MODEL_CLONES float simd_exp_sum(const float *x, float shift, uint32_t n)
+MODEL_CLONES double simd_exp_sum(const float *x, float shift, uint32_t n)
 {
-    float sum = 0;
+    double total = 0;
+    for (uint32_t at = 0; at < n; at += SUM_BLOCK) {
+        uint32_t end = n - at < SUM_BLOCK ? n : at + SUM_BLOCK;
+        float sum = 0;
 #pragma omp simd reduction(+ : sum)
-    for (uint32_t i = 0; i < n; i++)
-        sum += exp1(x[i] - shift);
-    return sum;
+        for (uint32_t i = at; i < end; i++)
+            sum += exp1(x[i] - shift);
+        total += (double)sum;
+    }
+    return total;
 }
 
 MODEL_CLONES void simd_scale(float *x, float s, uint32_t n)

@@ -23,9 +23,9 @@ void simd_add(float *y, const float *x, uint32_t n);
 float simd_dot(const float *a, const float *b, uint32_t n);
 float simd_max(const float *x, uint32_t n);
 
-/* x = exp(scale x - shift), returns their sum; exact to 2 ulp, arguments below -87 give 1e-38. */
-float simd_exp(float *x, float scale, float shift, uint32_t n);
-float simd_exp_sum(const float *x, float shift, uint32_t n); /* the sum alone */
+/* x = exp(scale x - shift), returns their sum (f64 over blocks); exact to 2 ulp, arguments below -87 give 1e-38. */
+double simd_exp(float *x, float scale, float shift, uint32_t n);
+double simd_exp_sum(const float *x, float shift, uint32_t n); /* the sum alone */
 void simd_scale(float *x, float s, uint32_t n);
 
 /* ds = scale p (dp - delta), over dp */
