@@ -101,7 +101,7 @@ static void shrink_to_k(struct sample *s)
 {
     while (s->n > s->k)
         remove_at(s, 0);
-    if (s->n == s->k && above(s->tau, s->heap[0]))
+    if (s->n == s->k)
         s->tau = s->heap[0];
 }
 
@@ -177,8 +177,9 @@ static void arrive(struct sample *s, uint64_t end)
         insert(s, m);
         shrink_to_k(s);
     }
-    memmove(s->ahead, s->ahead + passed, (s->n_ahead - passed) * sizeof *s->ahead);
     s->n_ahead -= passed;
+    if (s->n_ahead > 0)
+        memmove(s->ahead, s->ahead + passed, s->n_ahead * sizeof *s->ahead);
     s->watermark = end;
 }
 

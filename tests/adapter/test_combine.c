@@ -237,21 +237,18 @@ static double exact_error(const struct world *w, const double *weight)
     return sqrt(error2 / change2);
 }
 
-static void test_sketch_estimates_the_factor_error(void)
+/* Mean of estimate / exact over many seeds. */
+static void check_sketch(struct world *w, double exact)
 {
     enum { TRIALS = 400 };
-    struct world w = make_world(4, 0.4);
     struct combine_settings settings = combine_defaults();
     struct err err;
-    double weight[4], sum = 0, sum2 = 0;
+    double sum = 0, sum2 = 0;
     settings.sketches = 16;
-    for (int i = 0; i < 4; i++)
-        weight[i] = (50 + 10 * i) / 260.0;
-    double exact = exact_error(&w, weight);
     for (uint64_t seed = 0; seed < TRIALS; seed++) {
         settings.seed = seed;
-        EXPECT_ST(run(&w, &settings, &err), ST_OK, &err);
-        double ratio = w.result.factor_error / exact;
+        EXPECT_ST(run(w, &settings, &err), ST_OK, &err);
+        double ratio = w->result.factor_error / exact;
         EXPECT(ratio > 0.5 && ratio < 2); /* each single one is of the right size */
         sum += ratio;
         sum2 += ratio * ratio;
@@ -260,9 +257,30 @@ static void test_sketch_estimates_the_factor_error(void)
     EXPECT(deviation < 0.15);
     /* A ratio of two estimates is biased by about its variance; beyond that only the error of the mean is allowed. */
     EXPECT_NEAR(mean, 1, deviation * deviation + 4 * deviation / sqrt(TRIALS));
+}
+
+static void test_sketch_estimates_the_factor_error(void)
+{
+    struct world w = make_world(4, 0.4);
+    struct combine_settings settings = combine_defaults();
+    struct err err;
+    double weight[4];
+    for (int i = 0; i < 4; i++)
+        weight[i] = (50 + 10 * i) / 260.0;
+    check_sketch(&w, exact_error(&w, weight));
     settings.sketches = 0;
     EXPECT_ST(run(&w, &settings, &err), ST_OK, &err);
     EXPECT(w.result.factor_error == 0);
+
+    for (size_t i = 0; i < w.floats; i++) /* what counts is the delta as clipped */
+        w.delta[2][i] *= 10;
+    close(w.inputs[2].fd);
+    w.inputs[2] = input_of(w.delta[2], 102, 70);
+    EXPECT_ST(run(&w, &settings, &err), ST_OK, &err);
+    EXPECT(w.rows[2].clip < 0.4);
+    for (size_t i = 0; i < w.floats; i++)
+        w.delta[2][i] = (float)(w.rows[2].clip * (double)w.delta[2][i]);
+    check_sketch(&w, exact_error(&w, weight));
     free_world(&w);
 }
 

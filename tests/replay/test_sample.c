@@ -233,6 +233,42 @@ static void test_merge_is_the_sample_of_both(void)
     }
 }
 
+/* The slice's threshold stays low although its members are gone; the other slice must bow to it. */
+static void test_merge_with_exclusions_keeps_the_smaller_tau(void)
+{
+    const struct exclusion x[] = {{1, 2500, 500, 1600}};
+    struct sip_key seed = seed_of(8);
+    struct sample a, b;
+    sample_init(&a, &seed, DOMAIN, 64);
+    sample_init(&b, &seed, DOMAIN, 64);
+    sample_start_at(&b, 500);
+    sample_to(&a, 500, 0, NULL, 0, NULL);
+    sample_to(&b, 2500, 1, x, 1, NULL);
+    EXPECT(b.n > 0 && b.n < 40 && b.tau.key < a.tau.key);
+    uint64_t tau = b.tau.key;
+    uint32_t want = 0;
+    for (uint64_t o = 0; o < 2500; o++)
+        want += !covered(x, 1, o) && replay_key(&seed, DOMAIN, o) <= tau;
+    sample_merge(&a, &b);
+    EXPECT(a.tau.key == tau && a.n == want && want < 64);
+    sample_release(&a);
+    sample_release(&b);
+}
+
+/* An exclusion that took effect below where we are already: only starting again is right. */
+static void test_an_exclusion_learnt_late(void)
+{
+    const struct exclusion x[] = {{4, 300, 0, 250}};
+    struct sip_key seed = seed_of(9);
+    struct sample s;
+    struct err err;
+    sample_init(&s, &seed, DOMAIN, 40);
+    EXPECT_ST(sample_to(&s, 900, 3, NULL, 0, &err), ST_OK, &err);
+    EXPECT_ST(sample_to(&s, 900, 4, x, 1, &err), ST_OK, &err);
+    EXPECT(same_as_plain(&s, x, 1));
+    sample_release(&s);
+}
+
 static void test_hostile_exclusions(void)
 {
     struct sip_key seed = seed_of(1);
@@ -265,6 +301,8 @@ int main(void)
     RUN(test_tau_never_rises_and_what_left_stays_away);
     RUN(test_uniform_under_exclusions);
     RUN(test_merge_is_the_sample_of_both);
+    RUN(test_merge_with_exclusions_keeps_the_smaller_tau);
+    RUN(test_an_exclusion_learnt_late);
     RUN(test_hostile_exclusions);
     return harness_end();
 }

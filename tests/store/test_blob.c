@@ -155,6 +155,7 @@ static void test_damage_is_named(void)
     EXPECT_ST(blob_verify(store, &digest, &err), ST_CORRUPT, &err);
     close(fd);
     blob_store_close(&store);
+    buf_release(&out);
 }
 
 static void test_pins_and_reserve(void)
