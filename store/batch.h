@@ -38,7 +38,8 @@ struct batch_op { /* borrowed from the batch */
     struct bytes key, value; /* DELETE_RANGE: [key, value) */
 };
 
-void batch_put(struct batch *batch, uint8_t family, const void *key, size_t key_len, const void *value, size_t value_len);
+void batch_put(struct batch *batch, uint8_t family, const void *key, size_t key_len, const void *value,
+               size_t value_len);
 void batch_delete(struct batch *batch, uint8_t family, const void *key, size_t key_len);
 void batch_delete_range(struct batch *batch, uint8_t family, const void *from, size_t from_len, const void *to,
                         size_t to_len);
