@@ -48,12 +48,12 @@ struct core_config {
     struct card card;
     struct adapter_shape shape;
     struct settings settings;
-    struct sip_key seed;                  /* replay membership, held-out groups, record hashes: the line's secret */
-    uint8_t release_secret[64];           /* ed25519; signs manifests and alias statements */
+    struct sip_key seed;        /* replay membership, held-out groups, record hashes: the line's secret */
+    uint8_t release_secret[64]; /* ed25519; signs manifests and alias statements */
     uint8_t release_public[32];
-    uint8_t release_cert[64];             /* root's signature over release_public */
+    uint8_t release_cert[72]; /* root certifies release_public: CERT_LEN of proto/manifest.h */
     uint8_t root_public[32];
-    unsigned planted;                     /* enum planted */
+    unsigned planted; /* enum planted */
 };
 
 /* A connection of one plane, as the edge authenticated it. `conn` is never reused within a run. */
@@ -70,22 +70,24 @@ struct hash16 { /* BLAKE2b-128 keyed with the line's seed: content or id of a re
 
 /* What is stored about one record of a push, read before the step. */
 struct push_facts {
-    struct hash16 content, id;  /* computed by record_hashes() */
-    bool content_live;          /* a live record of this line has this very content */
-    bool id_known;              /* this id was pushed to this domain before */
-    struct bytes id_value;      /* its stored value (state.h), when known */
+    struct hash16 content, id; /* computed by record_hashes() */
+    bool content_live;         /* a live record of this line has this very content */
+    bool id_known;             /* this id was pushed to this domain before */
+    struct bytes id_value;     /* its stored value (state.h), when known */
 };
 
 /* What is stored about a version an operator names, read before the step. */
 struct version_facts {
-    struct bytes value;         /* its stored record (state.h) */
-    bool in_lineage;            /* ROLLBACK: reached from the newest version by parents */
-    const struct done_range {   /* ROLLBACK without `keep`: what the versions left behind trained, see state.h */
+    struct bytes value; /* its stored record (state.h) */
+    uint64_t newest;    /* newest version there was on disk when this was read */
+    bool files_held;    /* ROLLBACK: its adapter files are still in the blob store */
+    bool in_lineage;    /* ROLLBACK: reached from the newest version by parents */
+    const struct
+        done_range { /* ROLLBACK without `keep`: the leases' ranges in the manifests of the versions left behind */
         struct domain_id domain;
         uint64_t first;
         uint32_t count;
-        uint64_t bytes;
-    } *ranges;                  /* borrowed for the step */
+    } * ranges; /* borrowed for the step */
     uint32_t n;
 };
 
@@ -100,37 +102,38 @@ enum event_kind {
 };
 
 struct aggregated {
-    enum status status;               /* ST_OK or why no candidate could be made */
+    enum status status; /* ST_OK or why no candidate could be made */
     char text[256];
     uint64_t round;
-    uint32_t attempt;                 /* of the effect */
-    struct digest peft, gguf;         /* blobs, durable */
+    uint32_t attempt;         /* of the effect */
+    struct digest peft, gguf; /* blobs, durable */
     uint64_t peft_bytes, gguf_bytes;
     uint8_t peft_sha256[32], gguf_sha256[32];
-    double error_ratio;               /* factor averaging, combine.h */
-    uint32_t n;                       /* deltas, in the order of the effect */
+    double error_ratio;            /* factor averaging, combine.h */
+    double update_norm, clip_norm; /* of the mean delta; bound the deltas were clipped to (0: none) */
+    uint32_t n;                    /* deltas, in the order of the effect */
     struct aggregated_delta {
-        bool refused;                 /* non-finite or malformed: takes no part; its data is held */
-        double norm, clip, weight;    /* weights of the accepted sum to 1 */
-    } *deltas;                        /* borrowed for the step */
+        bool refused;              /* non-finite or malformed: takes no part; its data is held */
+        double norm, clip, weight; /* weights of the accepted sum to 1 */
+    } * deltas;                    /* borrowed for the step */
 };
 
 struct event {
     enum event_kind kind;
     uint64_t now_ms;
-    uint64_t wall_s;                          /* for manifests only */
-    struct peer peer;                         /* MESSAGE, PEER_GONE */
-    uint16_t verb;                            /* MESSAGE */
-    uint64_t request;                         /* MESSAGE: request id, echoed */
-    const ProtobufCMessage *message;          /* MESSAGE: borrowed */
-    const struct push_facts *facts;           /* PUSH_BATCH: one per record */
-    bool blob_held;                           /* DELTA_COMMIT: the blob is whole, verified and durable */
-    struct bytes record_value;                /* CONTROL_RETRACT: the stored value of the id (state.h); empty: unknown */
-    const struct version_facts *version;      /* CONTROL_ROLLBACK, CONTROL_PROMOTE: of `number`; NULL: unknown */
-    uint64_t seq;                             /* COMMITTED */
-    uint8_t incarnation[16];                  /* START */
-    const struct aggregated *aggregated;      /* AGGREGATED */
-    bool low;                                 /* DISK_LOW */
+    uint64_t wall_s;                     /* for manifests only */
+    struct peer peer;                    /* MESSAGE, PEER_GONE */
+    uint16_t verb;                       /* MESSAGE */
+    uint64_t request;                    /* MESSAGE: request id, echoed */
+    const ProtobufCMessage *message;     /* MESSAGE: borrowed */
+    const struct push_facts *facts;      /* PUSH_BATCH: one per record */
+    bool blob_held;                      /* DELTA_COMMIT: the blob is whole, verified and durable */
+    struct bytes record_value;           /* CONTROL_RETRACT: the stored value of the id (state.h); empty: unknown */
+    const struct version_facts *version; /* CONTROL_ROLLBACK, CONTROL_PROMOTE: of `number`; NULL: unknown */
+    uint64_t seq;                        /* COMMITTED */
+    uint8_t incarnation[16];             /* START */
+    const struct aggregated *aggregated; /* AGGREGATED */
+    bool low;                            /* DISK_LOW */
 };
 
 enum effect_kind {
@@ -151,12 +154,12 @@ struct effect {
         } send;
         struct {
             uint64_t seq;
-            struct batch batch;        /* owned */
+            struct batch batch; /* owned */
         } persist;
         struct {
             uint64_t round;
             uint32_t attempt;
-            double step;               /* 1, or 0.5 for the half step */
+            double step; /* 1, or 0.5 for the half step */
             uint64_t parent;
             struct digest parent_peft;
             uint32_t n;
@@ -164,7 +167,7 @@ struct effect {
                 uint64_t lease;
                 struct digest digest;
                 uint64_t bytes, target_tokens;
-            } *deltas;                 /* owned; in lease order */
+            } * deltas; /* owned; in lease order */
         } aggregate;
         struct digest drop;
     };
@@ -180,8 +183,8 @@ void effects_release(struct effects *effects);
 struct core *core_new(const struct core_config *config);
 void core_free(struct core *core);
 
-/* Creates a line: the batch that a new database starts with (version 0, domain `general`, counters). `adapter` says
- * where version 0's blobs are. Anchor text is pushed later as ordinary batches to `general`. */
+/* Creates a line: the batch that a new database starts with (version 0, domain `general`, counters;
+ * applied_seq 1, so the first step's is 2). `v0` says where version 0's blobs are. Anchor text is pushed later as ordinary batches to `general`. */
 struct version_files {
     struct digest peft, gguf;
     uint64_t peft_bytes, gguf_bytes;

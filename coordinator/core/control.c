@@ -1,0 +1,250 @@
+/* What operators ask for, audited. A request with a token is carried out once; its retries get the first answer. */
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "coordinator/core/internal.h"
+
+enum status token_load(struct core *core, const struct state_token *t)
+{
+    if (core->tokens_n == TOKENS_KEPT)
+        return ST_CORRUPT;
+    core->tokens = xrealloc_array(core->tokens, TOKENS_KEPT, sizeof *core->tokens);
+    struct token *slot = &core->tokens[core->tokens_n++];
+    slot->t = *t;
+    slot->reply = xcalloc(1, t->reply.len + 1);
+    memcpy(slot->reply, t->reply.data, t->reply.len);
+    if (t->order >= core->token_next)
+        core->token_next = t->order + 1;
+    return ST_OK;
+}
+
+static const char *token_find(const struct core *core, ProtobufCBinaryData token)
+{
+    for (size_t i = 0; i < core->tokens_n && token.len == 16; i++)
+        if (!memcmp(core->tokens[i].t.token, token.data, 16))
+            return core->tokens[i].reply;
+    return NULL;
+}
+
+static void token_store(struct core *core, ProtobufCBinaryData token, struct buf *json)
+{
+    if (token.len != 16)
+        return;
+    struct state_token t = {.order = core->token_next, .reply = buf_bytes(json)};
+    memcpy(t.token, token.data, 16);
+    PUT(core, FAMILY_AUDIT, key_u16('t', (uint16_t)(t.order % TOKENS_KEPT)), state_token, &t);
+    if (core->tokens_n == TOKENS_KEPT) { /* the oldest goes, on disk too: its slot was just written */
+        size_t oldest = 0;
+        for (size_t i = 1; i < core->tokens_n; i++)
+            if (core->tokens[i].t.order < core->tokens[oldest].t.order)
+                oldest = i;
+        free(core->tokens[oldest].reply);
+        core->tokens[oldest] = core->tokens[--core->tokens_n];
+    }
+    token_load(core, &t);
+}
+
+static void json_string(struct buf *out, const char *s)
+{
+    buf_put_u8(out, '"');
+    for (; *s; s++) {
+        if (*s == '"' || *s == '\\')
+            buf_printf(out, "\\%c", *s);
+        else if ((unsigned char)*s < 0x20)
+            buf_printf(out, "\\u%04x", *s);
+        else
+            buf_put_u8(out, (uint8_t)*s);
+    }
+    buf_put_u8(out, '"');
+}
+
+static void audit(struct core *core, const struct event *event)
+{
+    const Alv__Control *c = (const Alv__Control *)event->message;
+    struct state_audit v = {.wall_s = core->wall_s, .key = event->peer.key, .verb = (uint32_t)c->verb};
+    snprintf(v.text, sizeof v.text, "number=%llu name=%.63s value=%.63s domain=%.63s record=%.255s keep=%d",
+             (unsigned long long)c->number, c->name, c->value, c->domain, c->record, c->keep);
+    PUT(core, FAMILY_AUDIT, key_u64('a', ++core->counters.audit), state_audit, &v);
+    core->counters_dirty = true;
+}
+
+static enum status domain_set_up(struct core *core, const Alv__Control *c, struct buf *json, struct err *err)
+{
+    struct domain *d = domain_find(core, c->domain);
+    if (!c->name[0] && !d) {
+        if (!name_valid(c->domain, strlen(c->domain)))
+            return err_set(err, ST_USAGE, "\"%.64s\" is no name: a-z, 0-9 and ._- after the first, at most 63",
+                           c->domain);
+        if (core->n_domains == LIMIT_DOMAINS)
+            return err_set(err, ST_LIMIT, "this line has %u domains, the most there may be", LIMIT_DOMAINS);
+        if (core->round.phase == ROUND_EVALUATING || core->round.phase == ROUND_AGGREGATING)
+            return err_set(err, ST_AGAIN, "a round is being judged: create the domain after it");
+        d = domain_new(core, c->domain);
+        d->d.reference = core->counters.version;
+    }
+    if (!d)
+        return err_set(err, ST_NOT_FOUND, "no domain \"%.64s\"", c->domain);
+    if (c->name[0]) {
+        enum status st = domain_override(d, c->name, c->value, err);
+        if (st)
+            return st;
+    }
+    buf_printf(json, "{\"domain\":\"%s\",\"id\":%u}", d->d.name.s, d->id.v);
+    return ST_OK;
+}
+
+static enum status retract(struct core *core, const struct event *event, struct buf *json, struct err *err)
+{
+    const Alv__Control *c = (const Alv__Control *)event->message;
+    struct domain *d = domain_find(core, c->domain);
+    struct state_id id;
+    struct hash16 hash;
+    const struct overlay *o;
+    uint64_t segments = 0;
+    if (!d)
+        return err_set(err, ST_NOT_FOUND, "no domain \"%.64s\"", c->domain);
+    id_hash(&core->config.seed, d->id, (struct bytes){(const uint8_t *)c->record, strlen(c->record)}, &hash);
+    if (overlay_find(core, true, &hash, &o))
+        id = *o->id;
+    else if (!event->record_value.len)
+        return err_set(err, ST_NOT_FOUND, "no record \"%.256s\" in domain %s", c->record, d->d.name.s);
+    else if (!state_id_get(event->record_value, &id))
+        return err_set(err, ST_CORRUPT, "what is stored about record \"%.256s\" does not parse", c->record);
+    buf_printf(json, "{\"domain\":\"%s\",\"revisions\":%u,\"places\":[", d->d.name.s, id.revision);
+    for (uint32_t i = 0; i < id.n; i++) {
+        struct state_place *p = &id.places[i];
+        struct state_key from = key_stream('s', d->id, p->probe, p->first);
+        struct state_key to = key_stream('s', d->id, p->probe, p->first + p->count);
+        struct state_settled v = {p->count, SEG_RETRACTED, 0};
+        if (p->probe) {
+            domain_drop_windows(core, d, p->first, p->count);
+            PUT(core, FAMILY_STREAM, key_stream('x', d->id, true, p->first), state_settled, &v);
+        } else {
+            domain_exclude(core, d, p->first, p->count, SEG_RETRACTED);
+        }
+        batch_delete_range(&core->batch, FAMILY_STREAM, from.b, from.len, to.b, to.len);
+        segments += p->count;
+        buf_printf(json, "%s{\"part\":\"%s\",\"first\":%llu,\"count\":%u}", i ? "," : "", p->probe ? "probe" : "train",
+                   (unsigned long long)p->first, p->count);
+    }
+    buf_printf(json, "],\"segments\":%llu,\"exclusion_seq\":%zu}", (unsigned long long)segments, core->exclusions_n);
+    if (id.live) {
+        delete_key(core, FAMILY_DEDUPE, key_hash('c', &id.content));
+        overlay_content(core, &id.content, false);
+    }
+    id.live = 0;
+    PUT(core, FAMILY_DEDUPE, key_hash('i', &hash), state_id, &id);
+    overlay_id(core, &hash, &id);
+    planner_pending(core);
+    return ST_OK;
+}
+
+static void quarantine_list(const struct core *core, struct buf *json)
+{
+    buf_printf(json, "{\"quarantine\":[");
+    for (size_t i = 0; i < core->held_n && json->len < LIMIT_JSON_BYTES / 2; i++) {
+        const struct held *h = &core->held[i];
+        uint64_t segments = 0;
+        for (uint32_t j = 0; j < h->q.n; j++)
+            segments += h->q.ranges[j].count;
+        buf_printf(json, "%s{\"id\":%llu,\"lease\":%llu,\"round\":%llu,\"since_s\":%llu,\"segments\":%llu,\"reason\":",
+                   i ? "," : "", (unsigned long long)h->id, (unsigned long long)h->q.lease,
+                   (unsigned long long)h->q.round, (unsigned long long)h->q.wall_s, (unsigned long long)segments);
+        json_string(json, h->q.reason);
+        buf_printf(json, "}");
+    }
+    buf_printf(json, "],\"total\":%zu}", core->held_n);
+}
+
+static enum status quarantine_end(struct core *core, uint64_t id, bool release, struct buf *json, struct err *err)
+{
+    size_t at = 0;
+    uint64_t segments = 0;
+    while (at < core->held_n && core->held[at].id != id)
+        at++;
+    if (at == core->held_n)
+        return err_set(err, ST_NOT_FOUND, "nothing is held under %llu", (unsigned long long)id);
+    struct state_quarantine *q = &core->held[at].q;
+    enum status st = release ? release_repeat(core, q->ranges, q->n, false, &segments, err) : ST_OK;
+    if (st)
+        return st;
+    delete_key(core, FAMILY_META, key_u64('q', id));
+    state_quarantine_release(q);
+    memmove(core->held + at, core->held + at + 1, (--core->held_n - at) * sizeof *core->held);
+    buf_printf(json, "{\"id\":%llu,\"pending_again\":%llu}", (unsigned long long)id, (unsigned long long)segments);
+    return ST_OK;
+}
+
+static enum status carry_out(struct core *core, const struct event *event, struct buf *json, struct err *err)
+{
+    const Alv__Control *c = (const Alv__Control *)event->message;
+    enum status st = ST_OK;
+    switch (c->verb) {
+    case ALV__CONTROL_VERB__CONTROL_PROMOTE:
+        if (!event->version || !event->version->files_held)
+            return err_set(err, ST_NOT_FOUND, "version %llu is not here, or its files are no longer kept",
+                           (unsigned long long)c->number);
+        st = release_promote(core, c->name, c->number, c->has_expect ? &c->expect : NULL, err);
+        buf_printf(json, "{\"version\":%llu,\"aliases\":%llu}", (unsigned long long)c->number,
+                   (unsigned long long)core->aliases.seq);
+        return st;
+    case ALV__CONTROL_VERB__CONTROL_ROLLBACK:
+        st = release_rollback(core, event, err);
+        buf_printf(json, "{\"version\":%llu}", (unsigned long long)core->counters.version);
+        return st;
+    case ALV__CONTROL_VERB__CONTROL_DOMAIN_SET:
+        return domain_set_up(core, c, json, err);
+    case ALV__CONTROL_VERB__CONTROL_RETRACT:
+        return retract(core, event, json, err);
+    case ALV__CONTROL_VERB__CONTROL_QUARANTINE_RELEASE:
+    case ALV__CONTROL_VERB__CONTROL_QUARANTINE_DROP:
+        return quarantine_end(core, c->number, c->verb == ALV__CONTROL_VERB__CONTROL_QUARANTINE_RELEASE, json, err);
+    case ALV__CONTROL_VERB__CONTROL_RESUME:
+        core->counters.stopped = false;
+        core->counters.refusals = 0;
+        core->counters.alarm[0] = core->refused_alarm[0] = 0;
+        core->counters_dirty = true;
+        core->rest_until = 0;
+        buf_printf(json, "{}");
+        return ST_OK;
+    case ALV__CONTROL_VERB__CONTROL_ROUND:
+        core->round_wanted = core->pending_since != NEVER && core->round.phase == ROUND_NONE;
+        buf_printf(json, "{\"asked\":%s}", core->round_wanted ? "true" : "false");
+        return ST_OK;
+    default:
+        return err_set(err, ST_UNSUPPORTED, "control verb %d is not carried out here", (int)c->verb);
+    }
+}
+
+static void answer(struct core *core, const struct event *event, const char *json)
+{
+    Alv__ControlReply *out = new_message(&alv__control_reply__descriptor);
+    out->json = xstrdup(json);
+    reply(core, &event->peer, event->request, VERB_CONTROL_REPLY, out);
+}
+
+void control(struct core *core, const struct event *event, struct member *m)
+{
+    const Alv__Control *c = (const Alv__Control *)event->message;
+    const char *before = token_find(core, c->token);
+    struct buf json = {0};
+    struct err err = {0};
+    (void)m;
+    if (before) {
+        answer(core, event, before);
+    } else if (c->verb == ALV__CONTROL_VERB__CONTROL_QUARANTINE_LIST) {
+        quarantine_list(core, &json);
+        answer(core, event, buf_cstr(&json));
+    } else {
+        enum status st = carry_out(core, event, &json, &err);
+        if (st) {
+            refuse(core, event, st, st == ST_AGAIN ? RETRY_MS : 0, "%s", err.text);
+        } else {
+            audit(core, event);
+            token_store(core, c->token, &json);
+            answer(core, event, buf_cstr(&json));
+        }
+    }
+    buf_release(&json);
+}

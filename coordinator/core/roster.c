@@ -1,0 +1,225 @@
+/* Who is here: one member per (plane, key, instance); the newest start of an instance fences the older ones. */
+#include <sodium.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "adapter/card.h"
+#include "base/check.h"
+#include "coordinator/core/internal.h"
+#include "proto/frame.h"
+
+static struct hash16 conn_key(const struct peer *peer)
+{
+    return map_key(peer->conn, 1 + (uint64_t)peer->plane);
+}
+
+static struct hash16 member_key(const struct core *core, const struct peer *peer, const uint8_t instance[16])
+{
+    struct buf b = {0};
+    struct hash16 h;
+    buf_put_u8(&b, (uint8_t)peer->plane);
+    buf_put(&b, instance, 16);
+    buf_put_str(&b, peer->key.s);
+    crypto_generichash(h.b, sizeof h.b, b.data, b.len, core->config.seed.b, sizeof core->config.seed.b);
+    buf_release(&b);
+    return h;
+}
+
+struct member *roster_find(struct core *core, const struct peer *peer)
+{
+    uint64_t at;
+    struct hash16 key = conn_key(peer);
+    if (!map_get(&core->member_by_conn, &key, &at))
+        return NULL;
+    struct member *m = core->members[at];
+    return m->peer.conn == peer->conn && name_eq(&m->peer.key, &peer->key) ? m : NULL;
+}
+
+void roster_unpark(struct core *core, struct member *m)
+{
+    if (m->waiting)
+        --*(m->peer.plane == PLANE_WORK ? &core->parked_workers : &core->parked_watchers);
+    m->waiting = false;
+}
+
+void roster_park(struct core *core, struct member *m, uint64_t request, uint32_t wait_ms)
+{
+    roster_unpark(core, m);
+    ++*(m->peer.plane == PLANE_WORK ? &core->parked_workers : &core->parked_watchers);
+    m->waiting = true;
+    m->request = request;
+    m->until_ms = core->now + (wait_ms < LIMIT_WAIT_MS ? wait_ms : LIMIT_WAIT_MS);
+    wake(core, m->until_ms);
+}
+
+/* Takes a member out; the last one moves to its place. */
+static void remove_at(struct core *core, size_t at)
+{
+    struct member *m = core->members[at];
+    struct hash16 conn = conn_key(&m->peer), id = member_key(core, &m->peer, m->instance);
+    roster_unpark(core, m);
+    map_delete(&core->member_by_conn, &conn);
+    map_delete(&core->member_by_id, &id);
+    free(m);
+    core->members[at] = core->members[--core->members_n];
+    if (at == core->members_n)
+        return;
+    m = core->members[at];
+    id = member_key(core, &m->peer, m->instance);
+    map_put(&core->member_by_id, &id, at);
+    if (m->here) {
+        conn = conn_key(&m->peer);
+        map_put(&core->member_by_conn, &conn, at);
+    }
+}
+
+/* Room for one more: the member that has been gone for longest leaves. false: all are here. */
+static bool make_room(struct core *core)
+{
+    if (core->members_n < MEMBERS_MAX)
+        return true;
+    size_t oldest = MEMBERS_MAX;
+    for (size_t i = 0; i < core->members_n; i++)
+        if (!core->members[i]->here &&
+            (oldest == MEMBERS_MAX || core->members[i]->seen_ms < core->members[oldest]->seen_ms))
+            oldest = i;
+    if (oldest == MEMBERS_MAX)
+        return false;
+    remove_at(core, oldest);
+    return true;
+}
+
+void roster_gone(struct core *core, const struct peer *peer)
+{
+    struct member *m = roster_find(core, peer);
+    if (!m)
+        return;
+    struct hash16 conn = conn_key(peer);
+    map_delete(&core->member_by_conn, &conn);
+    roster_unpark(core, m);
+    m->here = false; /* its leases live on: it may come back on another connection */
+}
+
+/* A member for this hello, or NULL with the refusal sent. */
+static struct member *admit(struct core *core, const struct event *event, const Alv__Hello *hello)
+{
+    struct hash16 conn = conn_key(&event->peer), id = member_key(core, &event->peer, hello->instance.data);
+    uint64_t at;
+    if (map_get(&core->member_by_id, &id, &at)) {
+        struct member *m = core->members[at];
+        if (hello->boot < m->boot) {
+            refuse(core, event, ST_CONFLICT, 0, "a newer start of this instance is here (%llu, this is %llu)",
+                   (unsigned long long)m->boot, (unsigned long long)hello->boot);
+            return NULL;
+        }
+        struct hash16 old = conn_key(&m->peer);
+        map_delete(&core->member_by_conn, &old);
+        roster_unpark(core, m);
+        m->peer = event->peer;
+        m->boot = hello->boot;
+    } else {
+        if (!make_room(core)) {
+            refuse(core, event, ST_AGAIN, 10 * RETRY_MS, "%u peers are connected, the most there may be", MEMBERS_MAX);
+            return NULL;
+        }
+        struct member *m = xcalloc(1, sizeof *m);
+        m->peer = event->peer;
+        m->boot = hello->boot;
+        memcpy(m->instance, hello->instance.data, 16);
+        at = core->members_n++;
+        core->members[at] = m;
+        map_put(&core->member_by_id, &id, at);
+    }
+    map_put(&core->member_by_conn, &conn, at);
+    core->members[at]->here = true;
+    core->members[at]->seen_ms = core->now;
+    return core->members[at];
+}
+
+/* The peer knows a session of ours; ours must know it too. */
+static bool same_history(struct core *core, const struct event *event, const Alv__Hello *hello)
+{
+    if (!hello->session_counter || session_known(core, hello->session_counter, hello->session_incarnation))
+        return true;
+    alarm_text(core, "key %s knows another session %llu than this data directory: it is a copy or an old backup",
+               event->peer.key.s, (unsigned long long)hello->session_counter);
+    refuse(core, event, ST_VERIFY, 0,
+           "session %llu is another one here: this coordinator runs on a copy or an old backup "
+           "of its data",
+           (unsigned long long)hello->session_counter);
+    return false;
+}
+
+void roster_hello(struct core *core, const struct event *event)
+{
+    const Alv__Hello *hello = (const Alv__Hello *)event->message;
+    bool worker = event->peer.plane == PLANE_WORK;
+    struct digest card;
+    card_digest(&core->config.card, &card);
+    if (hello->instance.len != 16) {
+        refuse(core, event, ST_BAD_DATA, 0, "hello: instance must be 16 bytes");
+        return;
+    }
+    if (hello->protocol_min > PROTOCOL_VERSION || hello->protocol_max < PROTOCOL_VERSION) {
+        refuse(core, event, ST_UNSUPPORTED, 0, "protocol %u to %u: this coordinator speaks %u", hello->protocol_min,
+               hello->protocol_max, PROTOCOL_VERSION);
+        return;
+    }
+    if (hello->line[0] && strcmp(hello->line, core->config.line.s)) {
+        refuse(core, event, ST_CONFLICT, 0, "this is line \"%s\", not \"%s\"", core->config.line.s, hello->line);
+        return;
+    }
+    if (worker && (hello->card_digest.len != DIGEST_LEN || memcmp(hello->card_digest.data, card.b, DIGEST_LEN))) {
+        refuse(core, event, ST_CONFLICT, 0, "this worker's base or tokenizer is not that of the line (%s)",
+               core->config.card.base_name);
+        return;
+    }
+    if (!same_history(core, event, hello))
+        return;
+    struct member *m = admit(core, event, hello);
+    if (!m)
+        return;
+    if (worker) {
+        lease_newer_boot(core, m);
+        evaluate_newer_boot(core, m);
+    }
+    const struct state_session *now = session_now(core);
+    struct buf bytes = {0};
+    card_encode(&core->config.card, &bytes);
+    Alv__HelloOk *ok = new_message(&alv__hello_ok__descriptor);
+    ok->protocol = PROTOCOL_VERSION;
+    ok->line = xstrdup(core->config.line.s);
+    ok->session_counter = now->counter;
+    set_bytes(&ok->session_incarnation, now->incarnation, 16);
+    set_bytes(&ok->previous_incarnation, now->previous, 16);
+    set_bytes(&ok->card, bytes.data, bytes.len);
+    set_bytes(&ok->root_key, core->config.root_public, 32);
+    if (worker) {
+        set_bytes(&ok->seed, core->config.seed.b, SIP_KEY_LEN);
+        ok->exclusion_seq = core->exclusions_n;
+    }
+    ok->adapter_rank = core->config.shape.rank;
+    ok->adapter_alpha = core->config.shape.alpha;
+    ok->adapter_targets = core->config.shape.targets;
+    buf_release(&bytes);
+    reply(core, &event->peer, event->request, VERB_HELLO_OK, ok);
+}
+
+uint32_t roster_workers(const struct core *core)
+{
+    uint32_t n = 0;
+    for (size_t i = 0; i < core->members_n; i++) {
+        const struct member *m = core->members[i];
+        n += m->peer.plane == PLANE_WORK && m->here && m->fingerprint[0] && core->now - m->seen_ms < PRESENT_MS;
+    }
+    return n;
+}
+
+void roster_release(struct core *core)
+{
+    for (size_t i = 0; i < core->members_n; i++)
+        free(core->members[i]);
+    core->members_n = 0;
+    map_release(&core->member_by_conn);
+    map_release(&core->member_by_id);
+}

@@ -1,0 +1,113 @@
+#include "coordinator/core/snapshot.h"
+
+#include <stdio.h>
+#include <string.h>
+
+#include "coordinator/core/internal.h"
+
+static void fill_domain(const struct core *core, const struct domain *d, uint64_t tokens_per_s,
+                        struct snapshot_domain *out)
+{
+    out->name = d->d.name;
+    out->segments = d->d.train_next;
+    out->bytes = d->d.train_bytes;
+    out->watermark = d->d.watermark;
+    memcpy(out->count, d->d.settled, sizeof out->count);
+    for (unsigned s = SEG_PENDING; s < SEG_DONE; s++)
+        out->count[s] = d->count[s];
+    out->pending_bytes = d->bytes[SEG_PENDING];
+    out->lag_ms = d->n ? domain_age_ms(core, d) : 0;
+    out->relabelled = d->d.relabelled;
+    out->eta_ms = !out->pending_bytes ? 0
+                  : tokens_per_s      ? domain_tokens(core, d, out->pending_bytes) * 1000 / tokens_per_s
+                                      : UINT64_MAX;
+    out->probe_segments = d->d.probe_next;
+    memcpy(out->probe, d->part_n, sizeof out->probe);
+    out->probe[PART_RESERVE] = (uint32_t)(d->d.probe_next - d->windows_n);
+    out->probe_set = d->d.probe_set;
+    out->records = d->d.records;
+    out->duplicates = d->d.duplicates;
+    out->refused = d->d.refused;
+    out->superseded = d->d.superseded;
+    out->reference = d->d.reference;
+    out->tokens_per_byte = (double)domain_tokens(core, d, 1u << 20) / (1u << 20);
+}
+
+static void fill_member(const struct member *m, uint64_t now_ms, struct snapshot_member *out)
+{
+    out->plane = m->peer.plane;
+    out->key = m->peer.key;
+    memcpy(out->instance, m->instance, 16);
+    out->here = m->here;
+    out->waiting = m->waiting;
+    out->seen_ms = now_ms > m->seen_ms ? now_ms - m->seen_ms : 0;
+    out->tokens_per_s = m->tokens_per_s;
+    out->exclusion_seq = m->exclusion_seq;
+    out->staged = m->staged;
+    out->serving = m->serving;
+    memcpy(out->target, m->target, sizeof out->target);
+    memcpy(out->error, m->error, sizeof out->error);
+    snprintf(out->fingerprint, sizeof out->fingerprint, "%s", m->fingerprint);
+}
+
+static void fill_members(const struct core *core, uint64_t now_ms, struct snapshot *out)
+{
+    for (size_t i = 0; i < core->members_n; i++) {
+        const struct member *m = core->members[i];
+        if (m->here && m->peer.plane == PLANE_WORK)
+            out->n_workers++, out->tokens_per_s += m->tokens_per_s;
+        out->n_subscribers += m->here && m->peer.plane == PLANE_MODELS;
+        out->n_producers += m->here && m->peer.plane == PLANE_INGEST;
+        if ((m->peer.plane == PLANE_WORK || m->peer.plane == PLANE_MODELS) && out->n_members < SNAPSHOT_MEMBERS)
+            fill_member(m, now_ms, &out->members[out->n_members++]);
+    }
+}
+
+static void fill_round(const struct core *core, struct snapshot *out)
+{
+    out->round = core->round.number;
+    out->phase = core->round.phase;
+    out->round_attempt = core->round.attempt;
+    out->round_look = core->round.look;
+    out->refusals = core->counters.refusals;
+    out->n_leases = core->n_leases;
+    out->leases_open = core->n_open;
+    out->leases_accepted = core->n_accepted;
+    for (uint32_t i = 0; i < core->n_leases && i < SNAPSHOT_LEASES; i++) {
+        const struct lease *l = core->leases[i];
+        struct snapshot_lease *s = &out->leases[i];
+        *s = (struct snapshot_lease){l->s.id,  l->s.generation, l->s.attempts, l->done,
+                                     l->total, l->s.phase,      l->s.key,      {0}};
+        memcpy(s->instance, l->s.instance, 16);
+    }
+    out->eval_tasks = core->eval.n_tasks;
+    out->eval_open = core->eval.n_open;
+}
+
+void core_snapshot(const struct core *core, uint64_t now_ms, struct snapshot *out)
+{
+    memset(out, 0, sizeof *out);
+    out->line = core->config.line;
+    out->session_counter = core->sessions_n ? session_now(core)->counter : 0;
+    out->seq = core->seq;
+    out->committed = core->committed;
+    out->pushed_records = core->pushed_records;
+    out->pushed_bytes = core->pushed_bytes;
+    out->disk_low = core->disk_low;
+    out->stopped = core->counters.stopped;
+    const char *alarm = core->counters.alarm[0] ? core->counters.alarm : core->refused_alarm;
+    if (core->held_n >= QUARANTINES_MAX && !alarm[0])
+        alarm = "leasing stopped: too many leases are held; release or drop them";
+    snprintf(out->alarm, sizeof out->alarm, "%s", alarm);
+    fill_members(core, now_ms, out);
+    out->n_domains = core->n_domains;
+    for (uint32_t i = 0; i < core->n_domains; i++)
+        fill_domain(core, core->domains[i], out->tokens_per_s, &out->domains[i]);
+    fill_round(core, out);
+    out->version = core->counters.version;
+    out->aliases_seq = core->aliases.seq;
+    out->n_aliases = core->aliases.n_aliases;
+    memcpy(out->aliases, core->aliases.aliases, sizeof out->aliases);
+    out->exclusions = core->exclusions_n;
+    out->quarantined = core->held_n;
+}
