@@ -78,20 +78,30 @@ uint64_t db_free_bytes(struct db *db)
     return statvfs(db->path, &fs) ? 0 : (uint64_t)fs.f_bavail * fs.f_frsize;
 }
 
-/* Asked before each write; costs a system call only every FREE_RECHECK_BYTES. */
-static enum status check_reserve(struct db *db, uint64_t bytes, struct err *err)
+/* Asked before each write; costs a system call only every FREE_RECHECK_BYTES. What frees room may use half of the
+ * reserve, else a full disk could never be left. */
+static enum status check_reserve(struct db *db, uint64_t bytes, bool frees, struct err *err)
 {
     if (atomic_fetch_sub(&db->unchecked_bytes, (int64_t)bytes) > (int64_t)bytes)
         return ST_OK;
-    uint64_t free_bytes = db_free_bytes(db);
-    if (free_bytes < db->reserve_bytes + bytes) {
-        atomic_store(&db->unchecked_bytes, 0);
-        return err_set(err, ST_NO_SPACE,
-                       "%s: %llu MiB free, and %llu MiB are kept in reserve: free room on this file system", db->path,
-                       (unsigned long long)(free_bytes >> 20), (unsigned long long)(db->reserve_bytes >> 20));
-    }
-    atomic_store(&db->unchecked_bytes, FREE_RECHECK_BYTES);
-    return ST_OK;
+    uint64_t free_bytes = db_free_bytes(db), reserve = frees ? db->reserve_bytes / 2 : db->reserve_bytes;
+    bool enough = free_bytes >= reserve && free_bytes - reserve >= bytes;
+    atomic_store(&db->unchecked_bytes, enough && !frees ? FREE_RECHECK_BYTES : 0);
+    if (enough)
+        return ST_OK;
+    return err_set(err, ST_NO_SPACE,
+                   "%s: %llu MiB free, and %llu MiB are kept in reserve: free room on this file system", db->path,
+                   (unsigned long long)(free_bytes >> 20), (unsigned long long)(reserve >> 20));
+}
+
+/* A batch that deletes, or one that is empty and only syncs. */
+static bool frees_room(const struct batch *batch)
+{
+    struct batch_op op;
+    for (size_t at = 0; batch_next(batch, &at, &op);)
+        if (op.kind != BATCH_PUT)
+            return true;
+    return batch->n == 0;
 }
 
 static rocksdb_options_t *make_options(const struct db_options *o, rocksdb_cache_t *cache)
@@ -232,7 +242,7 @@ enum status db_commit(struct db *db, const struct batch *batch, bool sync, struc
     if (atomic_load(&db->dead))
         return err_set(err, ST_IO, "%s: an earlier write failed: the database must be closed and opened again",
                        db->path);
-    enum status status = check_reserve(db, batch->ops.len, err);
+    enum status status = check_reserve(db, batch->ops.len, frees_room(batch), err);
     if (status != ST_OK)
         return status;
     char *text = NULL;
@@ -411,7 +421,7 @@ enum status db_checkpoint(struct db *db, const char *dir, struct err *err)
 
 enum status db_purge(struct db *db, uint8_t family, struct bytes from, struct bytes to, struct err *err)
 {
-    enum status status = check_reserve(db, 0, err);
+    enum status status = check_reserve(db, 0, true, err);
     if (status != ST_OK)
         return status;
     char *text = NULL;

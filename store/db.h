@@ -44,7 +44,8 @@ struct db_options {
 enum status db_open(const char *path, const struct db_options *options, struct db **out, struct err *err);
 void db_close(struct db **db);
 
-/* Applies the batch atomically. ST_NO_SPACE: below the reserve, nothing was written and the handle stays usable.
+/* Applies the batch atomically. ST_NO_SPACE: below the reserve, nothing was written and the handle stays usable; a batch
+ * with a delete in it may use half of the reserve, since deleting is the way out.
  * Anything else but ST_OK: the handle is dead (see above), and whether the batch is there shows only after re-opening.
  * An empty batch with `sync` makes earlier unsynced commits durable. */
 enum status db_commit(struct db *db, const struct batch *batch, bool sync, struct err *err);

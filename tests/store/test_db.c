@@ -262,6 +262,16 @@ static void test_reserve_refuses_before_writing(void)
         EXPECT(holds(db, META, "a", "1"));
     }
     db_close(&db);
+    greedy.reserve_bytes = (greedy.reserve_bytes - (1ull << 40)) / 2 * 3; /* half of it is free: deleting goes on */
+    EXPECT_ST(db_open(path, &greedy, &db, &err), ST_OK, &err);
+    EXPECT_ST(db_commit(db, &batch, true, &err), ST_NO_SPACE, &err);
+    batch_delete(&batch, META, "b", 1);
+    EXPECT_ST(db_commit(db, &batch, true, &err), ST_OK, &err);
+    EXPECT(holds(db, META, "a", "2"));
+    batch_clear(&batch);
+    put(&batch, META, "a", "3");
+    EXPECT_ST(db_commit(db, &batch, true, &err), ST_NO_SPACE, &err);
+    db_close(&db);
     batch_release(&batch);
 }
 
