@@ -1,0 +1,200 @@
+#include "worker/train.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#include "adapter/delta.h"
+#include "base/check.h"
+#include "base/clock.h"
+
+void lease_work_release(struct lease_work *work)
+{
+    for (int p = 0; p < MIX_POOLS; p++) {
+        free(work->texts[p]);
+        token_buf_release(&work->ids[p]);
+        buf_release(&work->mask[p]);
+    }
+    plan_order_release(&work->order);
+    plan_release(&work->plan);
+    free(work->parent);
+    *work = (struct lease_work){0};
+}
+
+void train_result_release(struct train_result *result)
+{
+    buf_release(&result->delta);
+    buf_release(&result->first_losses);
+    *result = (struct train_result){0};
+}
+
+/* ---- ready */
+
+static void count_tokens(struct lease_work *work, struct domain_id domain, uint64_t tokens, uint64_t bytes)
+{
+    if (work->n_tokens == 0 || work->tokens[work->n_tokens - 1].domain.v != domain.v) /* lease order: rising */
+        work->tokens[work->n_tokens++] = (struct worker_tokens){.domain = domain};
+    work->tokens[work->n_tokens - 1].tokens += tokens;
+    work->tokens[work->n_tokens - 1].bytes += bytes;
+}
+
+/* Tokenises the segments of a pool that were added since the last call. */
+static enum status tokenise(const struct engine *engine, const struct segment_set *set, enum mix_pool pool,
+                            struct lease_work *work, struct err *err)
+{
+    uint32_t n = work->plan.n[pool];
+    work->texts[pool] = xrealloc_array(work->texts[pool], (size_t)n + 1, sizeof *work->texts[pool]);
+    for (uint32_t i = work->n_texts[pool]; i < n; i++) {
+        struct mix_segment at = work->plan.segments[pool][i];
+        const Alv__Segment *segment = segment_set_find(set, at);
+        CHECK(segment != NULL);
+        size_t had = work->ids[pool].n;
+        struct bytes text = {segment->text.data, segment->text.len};
+        enum status status = engine_tokenise(engine, segment->kind, text, &work->ids[pool], &work->mask[pool], err);
+        if (status != ST_OK)
+            return err_prefix(err, status, "domain %u, segment %llu: ", at.domain.v, (unsigned long long)at.offset);
+        struct reader group = reader_of(segment->group.data, segment->group.len);
+        size_t tokens = work->ids[pool].n - had;
+        CHECK(tokens < UINT32_MAX && work->mask[pool].len == work->ids[pool].n);
+        work->texts[pool][i] =
+            (struct plan_text){(uint32_t)tokens, read_u64(&group), segment->kind == ALV__RECORD_KIND__RECORD_TEXT};
+        work->n_texts[pool] = i + 1;
+        if (pool == MIX_FRESH)
+            count_tokens(work, at.domain, tokens, text.len);
+    }
+    return ST_OK;
+}
+
+enum status train_ready(const struct engine *engine, struct view *view, const Alv__Lease *lease, segments_fn *segments,
+                        void *user, const atomic_bool *cancel, struct lease_work *work, struct err *err)
+{
+    struct segment_set set = {0};
+    enum status status = plan_begin(view, lease, &work->plan, err);
+    for (bool again = true; again && status == ST_OK;) {
+        for (enum mix_pool p = 0; p < MIX_POOLS && status == ST_OK; p++) {
+            if (atomic_load(cancel))
+                status = err_set(err, ST_STOPPED, "stopped");
+            else
+                status = segments(user, &set, work->plan.segments[p], work->plan.n[p], err);
+            if (status == ST_OK)
+                status = tokenise(engine, &set, p, work, err);
+        }
+        if (status != ST_OK)
+            break;
+        plan_order_release(&work->order);
+        plan_order(&work->plan, (const struct plan_text *const *)work->texts, &work->order);
+        again = false;
+        for (enum mix_pool p = MIX_HISTORY; p < MIX_POOLS; p++)
+            again |= work->order.ran_short[p] && plan_more(view, lease, &work->plan, p);
+    }
+    if (status == ST_OK && work->order.n_steps == 0)
+        status = err_set(err, ST_BAD_DATA, "lease %llu holds no text to learn from", (unsigned long long)lease->id);
+    work->from_cache = set.from_cache;
+    work->from_log = set.from_log;
+    segment_set_release(&set);
+    return status;
+}
+
+/* ---- run */
+
+struct step_batches {
+    struct sample *samples;
+    struct packed *batches;
+    uint32_t n_samples, n_batches;
+};
+
+static void pack_step(const struct lease_work *work, uint32_t step, uint32_t rows_max, struct step_batches *out)
+{
+    uint32_t first = work->order.steps[step], n = work->order.steps[step + 1] - first;
+    *out = (struct step_batches){.samples = xcalloc(n, sizeof *out->samples), .n_samples = n};
+    for (uint32_t i = 0; i < n; i++) {
+        const struct plan_sample *s = &work->order.samples[first + i];
+        out->samples[i] =
+            (struct sample){work->ids[s->pool].ids + s->begin, work->mask[s->pool].data + s->begin, s->n_tokens};
+    }
+    out->batches = xcalloc(n, sizeof *out->batches);
+    for (uint32_t at = 0; at < n;)
+        at += pack_samples(out->samples + at, n - at, rows_max, &out->batches[out->n_batches++]);
+}
+
+static void step_batches_release(struct step_batches *b)
+{
+    for (uint32_t i = 0; i < b->n_batches; i++)
+        packed_release(&b->batches[i]);
+    free(b->batches);
+    free(b->samples);
+}
+
+static enum status train_steps(struct engine *engine, const struct lease_work *work, const atomic_bool *cancel,
+                               train_progress *progress, void *user, double *nll, uint32_t *targets,
+                               struct train_result *out, struct err *err)
+{
+    uint64_t rows = 0;
+    double begun = clock_s();
+    for (uint32_t t = 0; t < work->order.n_steps; t++) {
+        if (atomic_load(cancel))
+            return err_set(err, ST_STOPPED, "stopped at step %u of %u", t, work->order.n_steps);
+        struct step_batches b;
+        struct step_result result;
+        uint32_t first = work->order.steps[t];
+        pack_step(work, t, engine->trainer_config.rows_max, &b);
+        for (uint32_t i = 0; i < b.n_batches; i++)
+            rows += b.batches[i].n_rows;
+        enum status status =
+            trainer_step(engine->trainer, b.batches, b.n_batches, &result, nll + first, targets + first, err);
+        step_batches_release(&b);
+        if (status != ST_OK)
+            return err_prefix(err, status, "step %u of %u: ", t + 1, work->order.n_steps);
+        out->target_tokens += result.n_targets;
+        out->loss = result.loss;
+        double seconds = clock_s() - begun;
+        progress(user, t + 1, work->order.n_steps, seconds > 0 ? (uint32_t)((double)rows / seconds) : 0);
+    }
+    out->steps = work->order.n_steps;
+    out->train_ms = (uint32_t)((clock_s() - begun) * 1000);
+    return ST_OK;
+}
+
+static enum status encode(const struct engine *engine, const Alv__Lease *lease, const struct lease_work *work,
+                          struct train_result *out, struct err *err)
+{
+    struct delta_head head = {.coding = (enum delta_coding)lease->train->delta_coding,
+                              .session = lease->session_counter,
+                              .lease = lease->id,
+                              .generation = lease->generation};
+    if (head.coding < DELTA_F32 || head.coding > DELTA_INT8)
+        return err_set(err, ST_UNSUPPORTED, "delta coding %u", lease->train->delta_coding);
+    return delta_encode(&engine->shape, trainer_adapter(engine->trainer), work->parent, &head, lease->seed, &out->delta,
+                        err);
+}
+
+enum status train_run(struct engine *engine, const Alv__Lease *lease, const struct lease_work *work,
+                      const atomic_bool *cancel, train_progress *progress, void *user, struct train_result *out,
+                      struct err *err)
+{
+    uint32_t n_samples = work->order.n_samples, n_fresh = work->plan.n[MIX_FRESH];
+    double *nll = xcalloc((size_t)n_samples + 1, sizeof *nll);
+    uint32_t *targets = xcalloc((size_t)n_samples + 1, sizeof *targets);
+    float *losses = xcalloc((size_t)n_fresh + 1, sizeof *losses);
+    struct train_result result = {0};
+    enum status status = engine_trainer(engine, lease->train, work->plan.sample_rows, err);
+    if (status != ST_OK)
+        goto done;
+    trainer_set_adapter(engine->trainer, work->parent);
+    trainer_fingerprint(engine->trainer, result.fingerprint, sizeof result.fingerprint);
+    status = train_steps(engine, work, cancel, progress, user, nll, targets, &result, err);
+    if (status == ST_OK)
+        status = encode(engine, lease, work, &result, err);
+    if (status != ST_OK)
+        goto done;
+    plan_losses(&work->plan, work->texts[MIX_FRESH], &work->order, nll, targets, losses);
+    for (uint32_t i = 0; i < n_fresh; i++)
+        buf_put_f32(&result.first_losses, losses[i]);
+    *out = result;
+    result = (struct train_result){0};
+done:
+    train_result_release(&result);
+    free(losses);
+    free(targets);
+    free(nll);
+    return status;
+}
