@@ -1,0 +1,60 @@
+/* alluvium coordinator: serves a line until it is told to stop. */
+#include "coordinator/coordinator.h"
+
+#include "base/log.h"
+#include "cli/cli.h"
+
+struct args {
+    const char *directory, *host;
+    uint32_t port, http_port;
+    uint64_t reserve, upload;
+};
+
+static const struct option_row rows[] = {
+    OPTION(struct args, directory, OPTION_TEXT, "directory", 'C', "DIR", "the line's directory (alluvium init)"),
+    OPTION(struct args, host, OPTION_TEXT, "host", 0, "HOST", "address to listen on; * for all"),
+    OPTION(struct args, port, OPTION_U32, "port", 0, "N", "base port", .low = 1, .high = 65530),
+    OPTION(struct args, http_port, OPTION_U32, "http-port", 0, "N",
+           "loopback port of /livez /readyz /metrics and the dashboard; 0: none", .low = 0, .high = 65535),
+    OPTION(struct args, reserve, OPTION_BYTES, "reserve", 0, "BYTES", "disk space that is left free"),
+    OPTION(struct args, upload, OPTION_BYTES, "upload", 0, "BYTES", "deltas on their way in, all workers together"),
+};
+
+int cmd_coordinator(int argc, char **argv)
+{
+    struct args args = {.directory = ".",
+                        .host = "127.0.0.1",
+                        .port = COORDINATOR_PORT,
+                        .http_port = 7480,
+                        .reserve = 256ull << 20,
+                        .upload = 4ull << 30};
+    struct err err = {""};
+    int code;
+    struct options o = {
+        .command = "coordinator",
+        .usage = "",
+        .summary = "Serves a line: takes in text, gives out work, publishes versions.",
+        .examples = "alluvium coordinator -C ./clinic\n"
+                    "alluvium coordinator -C ./clinic --host '*' --http-port 9100",
+        .notes =
+            "SIGTERM and SIGINT stop it after the commit in flight; SIGHUP reads the keys again. Killing it loses\n"
+            "nothing that was acknowledged. Metrics and dashboard listen on loopback only.",
+        .rows = rows,
+        .n_rows = sizeof rows / sizeof rows[0],
+        .values = &args,
+    };
+    common.log = LOG_INFO;
+    if (!cli_begin(&o, argc, argv, &code))
+        return code;
+    struct coordinator_options options = {
+        .dir = args.directory,
+        .host = args.host,
+        .port = (uint16_t)args.port,
+        .http_port = (uint16_t)args.http_port,
+        .reserve_bytes = args.reserve,
+        .upload_bytes = args.upload,
+        .stop_fd = -1,
+    };
+    enum status st = o.n_rest ? cli_usage(&o, &err, "it takes no arguments") : coordinator_run(&options, &err);
+    return cli_end(&o, st, &err);
+}

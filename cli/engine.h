@@ -1,0 +1,54 @@
+/* engine.h - what train, eval and generate share: a base in memory, an adapter from a file, text as windows of tokens. */
+#ifndef CLI_ENGINE_H
+#define CLI_ENGINE_H
+
+#include "adapter/adapter.h"
+#include "cli/cli.h"
+#include "model/base.h"
+#include "model/pack.h"
+#include "model/template.h"
+#include "model/tokenizer.h"
+#include "model/weights.h"
+
+struct engine {
+    struct base *base;
+    const struct tokenizer *tokenizer; /* of the base */
+    struct weights *weights;           /* NULL until engine_load() */
+};
+enum status engine_open(const char *path, struct engine *out, struct err *err);
+enum status engine_load(struct engine *engine, struct err *err); /* dequantises: seconds */
+void engine_release(struct engine *engine);
+
+uint32_t engine_threads(uint32_t wanted); /* 0: the CPUs this process may use */
+
+struct lora { /* zeroed: none */
+    struct adapter_shape shape;
+    float *block;
+};
+/* A PEFT directory, or its adapter_model.safetensors (the config beside it is read). */
+enum status lora_read(const char *path, const struct arch *arch, struct lora *out, struct err *err);
+void lora_release(struct lora *lora);
+
+/* All text of some paths as windows of at most seq + 1 tokens; the last token of one is the first of the next, so that
+ * every token but a text's first is predicted once. */
+struct corpus {
+    struct token_buf tokens;
+    struct buf mask;
+    struct window {
+        size_t at;
+        uint32_t n, path; /* path: index of the argument it came from */
+    } * windows;
+    size_t n, cap;
+    uint64_t records, bytes, refused;
+};
+/* What is refused is named on standard error and counted. Chats are rendered with the base's template. */
+enum status corpus_add(struct corpus *corpus, const struct engine *engine, const char *path, uint32_t index,
+                       uint32_t seq, struct err *err);
+struct sample corpus_sample(const struct corpus *corpus, size_t window);
+void corpus_release(struct corpus *corpus);
+
+/* Chat messages as JSON ([{"role","content"}]) to ids and mask. */
+enum status render_chat(const struct engine *engine, const char *json, size_t len, bool ask, struct token_buf *ids,
+                        struct buf *mask, struct err *err);
+
+#endif

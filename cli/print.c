@@ -1,0 +1,307 @@
+#include "cli/print.h"
+
+#include <stdarg.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "base/buf.h"
+#include "base/clock.h"
+#include "cli/cli.h"
+
+enum { COLUMNS_MAX = 24, CELL_MAX = 60 };
+
+void print_json(json_t *root)
+{
+    json_dumpf(root, stdout, JSON_INDENT(2));
+    putchar('\n');
+    json_decref(root);
+}
+
+void print_json_line(json_t *root)
+{
+    json_dumpf(root, stdout, JSON_COMPACT);
+    putchar('\n');
+    fflush(stdout);
+    json_decref(root);
+}
+
+/* ---- values for people ------------------------------------------------------------------------------------------- */
+
+static bool is_flat(const json_t *value)
+{
+    return !json_is_object(value) && !json_is_array(value);
+}
+
+/* Text from the wire goes to a terminal: control characters do not. */
+static void put_clean(struct buf *out, const char *text)
+{
+    for (; *text; text++)
+        buf_put_u8(out, (unsigned char)*text < 0x20 || *text == 0x7f ? '?' : (uint8_t)*text);
+}
+
+static void put_flat(struct buf *out, const json_t *value)
+{
+    if (json_is_string(value))
+        put_clean(out, json_string_value(value));
+    else if (json_is_integer(value))
+        buf_printf(out, "%lld", (long long)json_integer_value(value));
+    else if (json_is_real(value))
+        buf_printf(out, "%.5g", json_real_value(value));
+    else if (json_is_boolean(value))
+        buf_printf(out, "%s", json_is_true(value) ? "yes" : "no");
+    else
+        buf_printf(out, "-");
+}
+
+/* One cell: flat, or a list of flat values with commas, or "{...}". */
+static void put_cell(struct buf *out, const json_t *value)
+{
+    size_t i;
+    json_t *item;
+    if (!json_is_array(value)) {
+        if (is_flat(value))
+            put_flat(out, value);
+        else
+            buf_printf(out, "{...}");
+        return;
+    }
+    json_array_foreach(value, i, item)
+    {
+        buf_printf(out, i ? ", " : "");
+        put_cell(out, item);
+    }
+    if (!json_array_size(value))
+        buf_printf(out, "-");
+}
+
+static size_t width_of(const struct buf *cell) /* in characters, not bytes */
+{
+    size_t n = 0;
+    for (size_t i = 0; i < cell->len; i++)
+        n += (cell->data[i] & 0xc0) != 0x80;
+    return n;
+}
+
+static void print_cell(FILE *out, struct buf *cell, size_t width, bool right, bool last)
+{
+    size_t n = width_of(cell);
+    if (right)
+        fprintf(out, "%*s", (int)(width - n), "");
+    fprintf(out, "%s", buf_cstr(cell));
+    if (!right && !last)
+        fprintf(out, "%*s", (int)(width - n), "");
+    fprintf(out, last ? "\n" : "  ");
+}
+
+static void print_table(FILE *out, const json_t *rows)
+{
+    const char *names[COLUMNS_MAX];
+    size_t widths[COLUMNS_MAX], n = 0, i, k;
+    bool right[COLUMNS_MAX];
+    json_t *row, *value;
+    const char *key;
+    json_array_foreach(rows, i, row)
+    {
+        json_object_foreach(row, key, value)
+        {
+            for (k = 0; k < n && strcmp(names[k], key); k++)
+                ;
+            if (k == n && n < COLUMNS_MAX) {
+                names[n] = key;
+                widths[n] = strlen(key);
+                right[n++] = true;
+            }
+        }
+    }
+    struct buf cell = {0};
+    json_array_foreach(rows, i, row)
+    {
+        for (k = 0; k < n; k++) {
+            value = json_object_get(row, names[k]);
+            buf_clear(&cell);
+            put_cell(&cell, value);
+            if (width_of(&cell) > widths[k])
+                widths[k] = width_of(&cell);
+            right[k] = right[k] && (!value || json_is_number(value) || json_is_null(value));
+        }
+    }
+    for (k = 0; k < n; k++) {
+        buf_clear(&cell);
+        buf_printf(&cell, "%s", names[k]);
+        print_cell(out, &cell, widths[k], right[k], k + 1 == n);
+    }
+    json_array_foreach(rows, i, row)
+    {
+        for (k = 0; k < n; k++) {
+            buf_clear(&cell);
+            put_cell(&cell, json_object_get(row, names[k]));
+            print_cell(out, &cell, widths[k], right[k], k + 1 == n);
+        }
+    }
+    buf_release(&cell);
+}
+
+static bool is_table(const json_t *value)
+{
+    return json_is_array(value) && json_array_size(value) && json_is_object(json_array_get(value, 0));
+}
+
+static void print_object(FILE *out, const json_t *object)
+{
+    const char *key;
+    json_t *value;
+    size_t width = 0;
+    struct buf cell = {0};
+    json_object_foreach((json_t *)(uintptr_t)object, key, value) if (!is_table(value) && !json_is_object(value) &&
+                                                                     strlen(key) > width) width = strlen(key);
+    json_object_foreach((json_t *)(uintptr_t)object, key, value)
+    {
+        if (is_table(value) || json_is_object(value))
+            continue;
+        buf_clear(&cell);
+        put_cell(&cell, value);
+        fprintf(out, "%-*s  %s\n", (int)width, key, buf_cstr(&cell));
+    }
+    json_object_foreach((json_t *)(uintptr_t)object, key, value)
+    {
+        if (!is_table(value) && !json_is_object(value))
+            continue;
+        fprintf(out, "\n%s\n", key);
+        print_value(out, value);
+    }
+    buf_release(&cell);
+}
+
+void print_value(FILE *out, const json_t *value)
+{
+    if (is_table(value)) {
+        print_table(out, value);
+    } else if (json_is_object(value)) {
+        print_object(out, value);
+    } else {
+        struct buf cell = {0};
+        put_cell(&cell, value);
+        fprintf(out, "%s\n", buf_cstr(&cell));
+        buf_release(&cell);
+    }
+}
+
+/* ---- messages ------------------------------------------------------------------------------------------------------ */
+
+static bool fancy(FILE *to)
+{
+    const char *term = getenv("TERM"), *no_color = getenv("NO_COLOR");
+    return isatty(fileno(to)) && !(no_color && *no_color) && term && strcmp(term, "dumb");
+}
+
+void print_error(const char *command, enum status status, const char *text)
+{
+    if (common.json) {
+        json_t *root = json_pack("{s:{s:s,s:i,s:s}}", "error", "status", status_name(status), "exit",
+                                 status_exit_code(status), "text", text);
+        char *line = root ? json_dumps(root, JSON_COMPACT) : NULL;
+        fprintf(stderr, "%s\n", line ? line : "{\"error\":{}}");
+        free(line);
+        json_decref(root);
+        return;
+    }
+    struct buf clean = {0};
+    put_clean(&clean, text);
+    const char *on = fancy(stderr) ? "\033[1;31m" : "", *off = *on ? "\033[0m" : "";
+    fprintf(stderr, "alluvium%s%s: %serror:%s %s\n", *command ? " " : "", command, on, off, buf_cstr(&clean));
+    buf_release(&clean);
+}
+
+void print_note(const char *command, const char *format, ...)
+{
+    struct buf raw = {0}, clean = {0};
+    char text[5000];
+    va_list args;
+    if (common.quiet)
+        return;
+    va_start(args, format);
+    vsnprintf(text, sizeof text, format, args);
+    va_end(args);
+    put_clean(&clean, text);
+    fprintf(stderr, "alluvium %s: %s\n", command, buf_cstr(&clean));
+    buf_release(&clean);
+    buf_release(&raw);
+}
+
+/* ---- progress ------------------------------------------------------------------------------------------------------ */
+
+void human_bytes(uint64_t bytes, char *out, size_t size)
+{
+    static const char *const units[] = {"B", "KiB", "MiB", "GiB", "TiB"};
+    double v = (double)bytes;
+    unsigned u = 0;
+    while (v >= 1024 && u < 4)
+        v /= 1024, u++;
+    snprintf(out, size, u ? "%.1f %s" : "%.0f %s", v, units[u]);
+}
+
+void human_time(double s, char *out, size_t size)
+{
+    if (s < 60)
+        snprintf(out, size, "%.0f s", s);
+    else if (s < 3600)
+        snprintf(out, size, "%d:%02d min", (int)s / 60, (int)s % 60);
+    else
+        snprintf(out, size, "%d:%02d h", (int)(s / 3600), (int)(s / 60) % 60);
+}
+
+static void amount(enum progress_unit unit, double v, char *out, size_t size)
+{
+    if (unit == UNIT_BYTES)
+        human_bytes((uint64_t)v, out, size);
+    else
+        snprintf(out, size, v < 10 && unit == UNIT_STEPS ? "%.2f" : "%.0f", v);
+}
+
+void progress_draw(struct progress *p, uint64_t done, uint64_t total, const char *extra)
+{
+    enum { BAR = 24 };
+    double now = clock_s();
+    bool tty = isatty(STDERR_FILENO);
+    if (!p->began_s) {
+        p->began_s = now;
+        p->drawn_s = tty ? 0 : now;
+        p->first = done;
+    }
+    if (common.quiet || now - p->drawn_s < (tty ? 0.1 : 10))
+        return;
+    p->drawn_s = now;
+    static const char *const suffix[] = {"", " steps", " records"};
+    char have[32], all[32], rate[32], left[32] = "", bar[BAR + 1];
+    double speed = now > p->began_s ? (double)(done - p->first) / (now - p->began_s) : 0;
+    amount(p->unit, (double)done, have, sizeof have);
+    amount(p->unit, (double)total, all, sizeof all);
+    amount(p->unit, speed, rate, sizeof rate);
+    if (total && speed > 0 && done <= total)
+        human_time((double)(total - done) / speed, left, sizeof left);
+    int filled = total ? (int)(BAR * (done < total ? done : total) / total) : 0;
+    for (int i = 0; i < BAR; i++)
+        bar[i] = i < filled ? '=' : i == filled && total ? '>' : ' ';
+    bar[BAR] = 0;
+    char line[400];
+    if (total)
+        snprintf(line, sizeof line, "%s [%s] %3d%% %s of %s%s, %s%s/s, %s left%s%s", p->what, bar,
+                 (int)(100 * (done < total ? done : total) / total), have, all, suffix[p->unit], rate, suffix[p->unit],
+                 *left ? left : "?", *extra ? ", " : "", extra);
+    else
+        snprintf(line, sizeof line, "%s %s%s, %s%s/s%s%s", p->what, have, suffix[p->unit], rate, suffix[p->unit],
+                 *extra ? ", " : "", extra);
+    if (tty)
+        fprintf(stderr, "\r\033[K%s", line);
+    else
+        fprintf(stderr, "%s\n", line);
+    p->drawn = tty;
+}
+
+void progress_end(struct progress *p)
+{
+    if (p->drawn)
+        fprintf(stderr, "\r\033[K");
+    p->drawn = false;
+}
