@@ -1,7 +1,7 @@
 /* keys.h - who may speak: the key table of a line, and files that hold secrets.
  *
  * A line's directory holds keys.json (the table) and server.key (the CURVE key pair of the coordinator), both 0600; a
- * looser mode, another owner or a link is refused. The table maps a CURVE public key to a name and a role. It is asked
+ * looser mode or another owner is refused. The table maps a CURVE public key to a name and a role. It is asked
  * at the handshake (zap.h) and again on every message (endpoint.h), each time after a look at the file: whoever changes
  * the file (the `keys` command, in another process) is heard at the next message. A table that cannot be read admits
  * nobody until it is mended.
@@ -75,7 +75,7 @@ enum status keys_each(struct keys *keys, void (*each)(void *user, const struct k
 enum status server_key_create(const char *dir, struct curve_pair *out, struct err *err);
 enum status server_key_read(const char *dir, struct curve_pair *out, struct err *err);
 
-/* A file that holds a secret: regular, ours, mode without group and other (ST_CONFIG otherwise; ST_NOT_FOUND, ST_IO,
+/* A file that holds a secret: regular, ours or root's, mode without group and other (ST_CONFIG otherwise; ST_NOT_FOUND, ST_IO,
  * ST_LIMIT). Writing is durable, with mode 0600. */
 enum status secret_read(const char *path, size_t bytes_max, struct buf *out, struct err *err);
 enum status secret_write(const char *path, const void *data, size_t len, struct err *err);

@@ -38,7 +38,10 @@ void conn_set_hello(struct conn *conn, const Alv__Hello *hello, conn_hello_ok *o
 enum status conn_call(struct conn *conn, uint16_t verb, const ProtobufCMessage *message, int timeout_ms,
                       ProtobufCMessage **reply, struct err *err);
 
-/* ---- pipelining */
+/* Waits until the connection stands and the hello, when there is one, was answered. Fails as conn_call() does. */
+enum status conn_ready(struct conn *conn, int timeout_ms, struct err *err);
+
+/* ---- pipelining (conn_ready() says the hello here too; after CONN_UP, call it again) */
 
 uint64_t conn_next_id(struct conn *conn);
 
@@ -71,5 +74,7 @@ enum status conn_wait(struct conn *const *conns, unsigned n_conns, const int *fd
                       struct err *err);
 
 bool conn_is_up(const struct conn *conn);
+uint64_t conn_generation(const struct conn *conn); /* number of connections made so far: changed means "resend" */
+const char *conn_where(const struct conn *conn);   /* "line notes at tcp://host:7404", for messages */
 
 #endif

@@ -1,0 +1,130 @@
+/* The small window over a plain socket, and the text of metrics. */
+#include <arpa/inet.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include "harness.h"
+#include "net/http.h"
+
+/* One request, the whole answer. */
+static void ask(const struct http *http, const char *request, struct buf *out)
+{
+    struct sockaddr_in at = {.sin_family = AF_INET, .sin_port = htons(http_port(http))};
+    inet_pton(AF_INET, "127.0.0.1", &at.sin_addr);
+    buf_clear(out);
+    int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    if (EXPECT(connect(fd, (struct sockaddr *)&at, sizeof at) == 0)) {
+        EXPECT(send(fd, request, strlen(request), MSG_NOSIGNAL) == (ssize_t)strlen(request));
+        ssize_t n;
+        do {
+            buf_reserve(out, 4096);
+            n = recv(fd, out->data + out->len, out->cap - out->len, 0);
+            out->len += n > 0 ? (size_t)n : 0;
+        } while (n > 0);
+    }
+    close(fd);
+    buf_cstr(out);
+}
+
+#define CLOSE " HTTP/1.1\r\nHost: x\r\nConnection: close\r\n"
+
+static void echo(void *user, const struct http_request *request, struct http_reply *reply)
+{
+    const char *n = http_query(request, "n");
+    reply->status = n ? 200 : 503;
+    buf_printf(&reply->body, "%s %s", (const char *)user, n ? n : "none");
+}
+
+static bool starts(const struct buf *b, const char *s)
+{
+    return !strncmp((const char *)b->data, s, strlen(s));
+}
+
+static bool has(const struct buf *b, const char *s)
+{
+    return strstr((const char *)b->data, s) != NULL;
+}
+
+static void test_pages(void)
+{
+    struct metrics *m = metrics_new();
+    struct http *http = NULL;
+    struct err err = {{0}};
+    struct buf b = {0};
+    char word[] = "hello";
+    series_add(metrics_counter(m, "alluvium_x_total", "x", NULL), 3);
+    struct http_route routes[] = {{"/echo", echo, word}, {"/metrics", http_metrics, m}};
+    EXPECT_ST(http_start("not an address", 0, routes, 2, &http, &err), ST_CONFIG, &err);
+    EXPECT_ST(http_start(NULL, 0, routes, 2, &http, &err), ST_OK, &err);
+    REQUIRE(http);
+    ask(http, "GET /echo?n=5" CLOSE "\r\n", &b);
+    EXPECT(starts(&b, "HTTP/1.1 200") && has(&b, "\r\n\r\nhello 5") && has(&b, "nosniff"));
+    ask(http, "GET /echo" CLOSE "\r\n", &b);
+    EXPECT(starts(&b, "HTTP/1.1 503"));
+    ask(http, "HEAD /echo?n=5" CLOSE "\r\n", &b);
+    EXPECT(starts(&b, "HTTP/1.1 200") && !has(&b, "hello"));
+    ask(http, "GET /metrics" CLOSE "\r\n", &b);
+    EXPECT(has(&b, "alluvium_x_total 3\n") && has(&b, "version=0.0.4"));
+    ask(http, "GET /../etc/passwd" CLOSE "\r\n", &b);
+    EXPECT(starts(&b, "HTTP/1.1 404"));
+    ask(http, "DELETE /echo" CLOSE "\r\n", &b);
+    EXPECT(starts(&b, "HTTP/1.1 405"));
+    ask(http, "POST /echo" CLOSE "Content-Length: 5\r\n\r\nabcde", &b);
+    EXPECT(!has(&b, "200 OK"));
+    ask(http, "garbage\r\n\r\n", &b);
+    EXPECT(!has(&b, "200 OK"));
+    struct http *second = NULL;
+    EXPECT_ST(http_start(NULL, http_port(http), routes, 2, &second, &err), ST_IO, &err);
+    http_stop(http);
+    metrics_free(m);
+    buf_release(&b);
+}
+
+static void test_metrics_text(void)
+{
+    struct metrics *m = metrics_new();
+    struct buf b = {0};
+    const double bounds[] = {0.1, 1};
+    struct series *ok = metrics_counter(m, "a_total", "line one\nline two", "who", "x\"y\\z", NULL);
+    EXPECT(ok == metrics_counter(m, "a_total", "", "who", "x\"y\\z", NULL));
+    series_inc(ok);
+    series_set(metrics_gauge(m, "g", "g", NULL), -2.5);
+    struct series *h = metrics_histogram(m, "h_seconds", "h", bounds, 2, "plane", "work", NULL);
+    series_observe(h, 0.1);
+    series_observe(h, 0.5);
+    series_observe(h, 7);
+    series_observe(h, 0.0 / 0.0);
+    metrics_render(m, &b);
+    EXPECT_STR(buf_cstr(&b), "# HELP a_total line one\\nline two\n# TYPE a_total counter\n"
+                             "a_total{who=\"x\\\"y\\\\z\"} 1\n"
+                             "# HELP g g\n# TYPE g gauge\ng -2.5\n"
+                             "# HELP h_seconds h\n# TYPE h_seconds histogram\n"
+                             "h_seconds_bucket{plane=\"work\",le=\"0.1\"} 1\n"
+                             "h_seconds_bucket{plane=\"work\",le=\"1\"} 2\n"
+                             "h_seconds_bucket{plane=\"work\",le=\"+Inf\"} 3\n"
+                             "h_seconds_sum{plane=\"work\"} 7.5999999999999996\n"
+                             "h_seconds_count{plane=\"work\"} 3\n");
+    struct series *last = NULL, *before = NULL;
+    for (int i = 0; i < METRICS_SERIES_MAX + 10; i++) { /* labels are bounded: the rest shares one */
+        char who[16];
+        snprintf(who, sizeof who, "w%d", i);
+        before = last;
+        last = metrics_counter(m, "many_total", "", "who", who, NULL);
+    }
+    EXPECT(last == before);
+    buf_clear(&b);
+    metrics_render(m, &b);
+    EXPECT(strstr(buf_cstr(&b), "many_total{who=\"other\"} 0\n") != NULL);
+    series_inc(metrics_counter(NULL, "none_total", "", NULL)); /* no registry: nothing happens */
+    metrics_free(m);
+    buf_release(&b);
+}
+
+int main(void)
+{
+    RUN(test_pages);
+    RUN(test_metrics_text);
+    return harness_end();
+}
