@@ -477,7 +477,7 @@ static void got_task(struct worker_core *core, const Alv__Task *task, struct wor
         t->id = lease->id, t->generation = lease->generation, t->round = lease->round;
         t->lease = clone(lease);
         begin_progress(core, lease->progress_ms);
-        status = lease_check(lease, &err);
+        status = plan_check_lease(lease, &err);
         if (lease->exclusion_seq > core->exclusion_newest)
             core->exclusion_newest = lease->exclusion_seq;
     } else {
@@ -486,7 +486,7 @@ static void got_task(struct worker_core *core, const Alv__Task *task, struct wor
         t->evaluate = true;
         t->evaluation = clone(e);
         begin_progress(core, e->progress_ms);
-        status = evaluate_check(e, &err);
+        status = plan_check_evaluate(e, &err);
     }
     if (status != ST_OK)
         task_failed(core, status, err.text);

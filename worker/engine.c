@@ -96,7 +96,8 @@ enum status engine_prepare(struct engine *engine, uint32_t rank, uint32_t alpha,
         return status;
     put_down(engine);
     engine->shape = shape;
-    struct trainer_config config = config_of(engine, NULL, DEFAULT_SEQ);
+    uint32_t context = base_arch(engine->base)->context_max;
+    struct trainer_config config = config_of(engine, NULL, context < DEFAULT_SEQ ? context : DEFAULT_SEQ);
     status = trainer_plan(base_arch(engine->base), &config, plan, err);
     if (status == ST_OK && config.memory_max && plan->total > config.memory_max)
         status =

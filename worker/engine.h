@@ -46,7 +46,7 @@ enum status engine_open(const char *base_path, const struct engine_options *opti
 void engine_close(struct engine *engine);
 
 /* Adapters of this shape from now on: loads the weights and plans. `plan` tells what training will take at a sequence
- * of 512. ST_NO_MEMORY names both numbers. */
+ * of 512 (or the base's context, if that is less). ST_NO_MEMORY names both numbers. */
 enum status engine_prepare(struct engine *engine, uint32_t rank, uint32_t alpha, uint32_t targets,
                            struct memory_plan *plan, char fingerprint[LIMIT_TEXT_BYTES], struct err *err);
 

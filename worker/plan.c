@@ -150,7 +150,7 @@ static bool blob_ref_ok(const Alv__BlobRef *ref)
     return ref && ref->digest.len == DIGEST_LEN && ref->bytes > 0 && ref->bytes <= LIMIT_BLOB_BYTES;
 }
 
-enum status lease_check(const Alv__Lease *lease, struct err *err)
+enum status plan_check_lease(const Alv__Lease *lease, struct err *err)
 {
     if (!lease->train || !blob_ref_ok(lease->parent_adapter) || lease->session_incarnation.len != 16)
         return err_set(err, ST_BAD_DATA, "lease: settings, parent or session are missing");
@@ -166,7 +166,7 @@ enum status lease_check(const Alv__Lease *lease, struct err *err)
     return status != ST_OK ? status : train_check(lease->train, err);
 }
 
-enum status evaluate_check(const Alv__Evaluate *e, struct err *err)
+enum status plan_check_evaluate(const Alv__Evaluate *e, struct err *err)
 {
     if (e->n_adapters < 1 || e->n_adapters > LIMIT_EVAL_ADAPTERS || e->session_incarnation.len != 16)
         return err_set(err, ST_BAD_DATA, "evaluation: %zu adapters, not within 1 .. %d", e->n_adapters,

@@ -47,9 +47,9 @@ bool view_member(const struct view *view, struct domain_id domain, uint64_t offs
 
 /* ST_BAD_DATA, with the field, unless: the ranges rise, do not overlap, and hold 1 ..
  * LIMIT_LEASE_SEGMENTS segments; domains rise; the settings are of a size we can work with. */
-enum status lease_check(const Alv__Lease *lease, struct err *err);
+enum status plan_check_lease(const Alv__Lease *lease, struct err *err);
 /* ST_BAD_DATA unless 1 .. LIMIT_EVAL_ADAPTERS adapters, 1 .. LIMIT_EVAL_WINDOWS windows, window_tokens in 2 .. 65536. */
-enum status evaluate_check(const Alv__Evaluate *evaluate, struct err *err);
+enum status plan_check_evaluate(const Alv__Evaluate *evaluate, struct err *err);
 
 /* ---- one lease */
 
@@ -65,7 +65,7 @@ struct plan { /* zeroed is empty */
     uint32_t n[MIX_POOLS];
 };
 
-/* Moves the view's samples to the lease's watermarks and lists the segments. The lease has passed lease_check().
+/* Moves the view's samples to the lease's watermarks and lists the segments. The lease has passed plan_check_lease().
  * ST_AGAIN: the lease needs exclusions beyond view_seq(). ST_BAD_DATA: an exclusion takes effect above the watermark. */
 enum status plan_begin(struct view *view, const Alv__Lease *lease, struct plan *out, struct err *err);
 /* Doubles the draw of one replay pool; false: there is nothing more to draw. The view is as plan_begin() left it. */
