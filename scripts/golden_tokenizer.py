@@ -7,8 +7,8 @@ Vocabulary and merges are SmolLM2's; the pipelines around them are those of four
 tested with one vocabulary:
   smollm  Digits(individual) + ByteLevel     gpt2  ByteLevel
   llama3  its Split + ByteLevel, ignore_merges     qwen2  NFC, its Split + ByteLevel
-`check` is a fixed set, `random` 2,000 strings and `sweep` every code point of five planes; of the last two only hashes of the
-ids are kept, and the test makes the same strings again (test_tokenizer.c).
+`check` is a fixed set, `random` 2,000 strings; `sweep` is every code point of five planes under a vocabulary made so that a
+piece's border shows in the ids. Of the last two only hashes of the ids are kept: the test makes the same strings again.
 """
 import hashlib
 import json
@@ -104,8 +104,14 @@ def random_string(rng):
     return "".join(text)
 
 
-def sweep_string(block):  # 4,096 code points, each after a letter, a digit and a sign
-    return "".join(f"a{chr(c)} 1{chr(c)}!{chr(c)}" for c in range(block * 4096, block * 4096 + 4096)
+# Bytes, and the merges of a letter, a digit, a sign and a space with every first byte of a character beyond ASCII: whether a
+# character joins what is before it decides the ids.
+SWEEP_BYTES = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x144)]
+SWEEP_MERGES = [(a, chr(b)) for a in "a1!\u0120" for b in range(0xC2, 0xF5)]
+
+
+def sweep_string(block):  # 4,096 code points
+    return "".join(f"a{chr(c)} {chr(c)}1{chr(c)}!{chr(c)}" for c in range(block * 4096, block * 4096 + 4096)
                    if not 0xD800 <= c < 0xE000)
 
 
@@ -168,6 +174,8 @@ def main():
     for k, t in families.items():
         ids = [e.ids for e in t.encode_batch(strings)]
         golden["random"][k] = [hash_ids(ids[i:i + 100]) for i in range(0, 2000, 100)]
+    names = [chr(b) for b in SWEEP_BYTES] + [a + b for a, b in SWEEP_MERGES]
+    for k, t in tokenizers({t: i for i, t in enumerate(names)}, SWEEP_MERGES).items():
         blocks = [sweep_string(b) for p in (0, 1, 2, 3, 14) for b in range(16 * p, 16 * p + 16)]
         golden["sweep"][k] = [hash_ids([t.encode(s).ids]) for s in blocks]
     chat = families["smollm"]
