@@ -128,6 +128,7 @@ static enum status read_version(struct facts *facts, struct streamlog *log, cons
         st = walk_back(db, counters.version, control->number, facts, err);
     if (st)
         return st;
+    facts->version.newest = counters.version;
     facts->version.value = buf_bytes(&facts->value);
     facts->version.ranges = (const struct done_range *)(const void *)facts->ranges.data;
     facts->version.n = (uint32_t)(facts->ranges.len / sizeof(struct done_range));

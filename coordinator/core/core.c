@@ -648,6 +648,8 @@ static void tick(struct core *core)
             wake(core, core->members[i]->until_ms);
     if (core->rest_until > core->now)
         wake(core, core->rest_until);
+    if (core->gather_until > core->now)
+        wake(core, core->gather_until);
 }
 
 void core_step(struct core *core, const struct event *event, struct effects *effects)

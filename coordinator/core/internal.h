@@ -28,6 +28,7 @@ enum {
     EVAL_TASK_WINDOWS = 64,         /* at most; a task is short, so that machines share evenly */
     TOKENS_KEPT = 1024,             /* answers to control requests, kept for their retries */
     RETRY_MS = 1000,                /* of a refusal for now */
+    GATHER_MS = 500,                /* a round waits so long after a worker came: others are probably on their way */
     PRESENT_MS = 2 * LIMIT_WAIT_MS, /* a worker silent for longer is not counted on */
 };
 
@@ -221,6 +222,7 @@ struct core {
     uint64_t round_granted_ms, quorum_ms; /* NEVER: not yet */
     uint64_t aggregate_at;                /* retry; NEVER: none */
     uint64_t rest_until;                  /* after a refusal: no round before */
+    uint64_t gather_until;                /* a worker has just come */
     bool round_wanted;                    /* CONTROL_ROUND */
     struct old_ack *old_acks;
     size_t old_acks_n;

@@ -165,7 +165,8 @@ void planner_open_round(struct core *core)
 {
     const struct settings *s = &core->config.settings;
     if (core->round.phase != ROUND_NONE || core->counters.stopped || core->disk_low || !core->parked_workers ||
-        core->pending_since == NEVER || core->rest_until > core->now || core->held_n >= QUARANTINES_MAX)
+        core->pending_since == NEVER || core->rest_until > core->now || core->gather_until > core->now ||
+        core->held_n >= QUARANTINES_MAX)
         return;
     uint64_t tokens = 0, segments = 0;
     uint32_t n_fresh = 0;

@@ -129,6 +129,10 @@ static struct member *admit(struct core *core, const struct event *event, const 
         at = core->members_n++;
         core->members[at] = m;
         map_put(&core->member_by_id, &id, at);
+        if (event->peer.plane == PLANE_WORK) {
+            core->gather_until = core->now + GATHER_MS;
+            wake(core, core->gather_until);
+        }
     }
     map_put(&core->member_by_conn, &conn, at);
     core->members[at]->here = true;
@@ -210,7 +214,7 @@ uint32_t roster_workers(const struct core *core)
     uint32_t n = 0;
     for (size_t i = 0; i < core->members_n; i++) {
         const struct member *m = core->members[i];
-        n += m->peer.plane == PLANE_WORK && m->here && m->fingerprint[0] && core->now - m->seen_ms < PRESENT_MS;
+        n += m->peer.plane == PLANE_WORK && m->here && core->now - m->seen_ms < PRESENT_MS;
     }
     return n;
 }
