@@ -286,6 +286,14 @@ static void test_progress_and_abandon(void)
     finish_training(&b, fetched.job); /* too late: stale */
     EXPECT_EQ(b.effects.n, 0);
     EXPECT_EQ(phase(&b), PHASE_ASK);
+    tick(&b, 60000);
+    grant(&b, request_of(&b, VERB_TASK_REQUEST), 0); /* and so it is while the next one trains */
+    struct worker_event again = job_event(&b, WORKER_FETCHED);
+    step(&b, again);
+    finish_training(&b, fetched.job);
+    EXPECT_EQ(phase(&b), PHASE_TRAIN);
+    finish_training(&b, again.job);
+    EXPECT_EQ(phase(&b), PHASE_UPLOAD);
     bench_end(&b);
 }
 
