@@ -77,15 +77,20 @@ static const real *merged_weight(const struct lora *lora, enum lora_product p, u
     return lora->merged;
 }
 
-/* U (M, n R) = X [A of the first; of the second; ...]^T in one product */
-static void project(const struct lora *lora, enum lora_product p, uint32_t layer, real *U, const real *X,
-                    const real *block, uint32_t M)
+/* Merging costs in*out*R, the skinny products cost M*(in+out)*R. */
+static bool merges(const struct lora *lora, enum lora_product p, uint32_t M)
 {
-    uint32_t in = lora->products[p].in, R = lora->shape.rank, width = lora_width(lora, p);
+    uint64_t in = lora->products[p].in, out = lora->products[p].out;
+    return M * (in + out) > in * out;
+}
+
+/* The A of the product's modules, one above the other: (n R, in). */
+static const real *stacked_a(const struct lora *lora, enum lora_product p, uint32_t layer, const real *block)
+{
+    size_t one = (size_t)lora->shape.rank * lora->products[p].in;
     for (uint32_t i = 0; i < lora->products[p].n; i++)
-        memcpy(lora->stack + (size_t)i * R * in, a_of(lora, block, layer, lora->products[p].module[i]),
-               (size_t)R * in * sizeof(real));
-    lora->ops->linear(lora->pool, U, width, X, in, lora->stack, in, M, width, in, 1, false);
+        memcpy(lora->stack + i * one, a_of(lora, block, layer, lora->products[p].module[i]), one * sizeof(real));
+    return lora->stack;
 }
 
 void lora_forward(const struct lora *lora, enum lora_product p, uint32_t layer, real *Y, real *U, const real *X,
@@ -93,15 +98,14 @@ void lora_forward(const struct lora *lora, enum lora_product p, uint32_t layer, 
 {
     uint32_t in = lora->products[p].in, out = lora->products[p].out, R = lora->shape.rank, width = lora_width(lora, p);
     bool adapted = block && width;
-    /* Merging costs in*out*R, the skinny products cost M*(in+out)*R. */
-    bool merging = (uint64_t)M * (in + out) > (uint64_t)in * out;
+    bool merging = merges(lora, p, M);
     const real *weight = merging ? merged_weight(lora, p, layer, W, block) : W;
     lora->ops->linear(lora->pool, Y, out, X, in, weight, in, M, out, in, 1, accumulate);
     if (!adapted || (merging && !U))
         return;
     if (!U)
         U = lora->du;
-    project(lora, p, layer, U, X, block, M);
+    lora->ops->linear(lora->pool, U, width, X, in, stacked_a(lora, p, layer, block), in, M, width, in, 1, false);
     for (uint32_t i = 0; i < lora->products[p].n && !merging; i++) {
         enum lora_module m = lora->products[p].module[i];
         lora->ops->linear(lora->pool, Y + lora->products[p].row[i], out, U + (size_t)i * R, width,
@@ -110,28 +114,46 @@ void lora_forward(const struct lora *lora, enum lora_product p, uint32_t layer, 
     }
 }
 
+/* dU (M, n R) = s dY B, module by module; stays in lora->du. */
+static void project_back(const struct lora *lora, enum lora_product p, uint32_t layer, const real *dY,
+                         const real *block, uint32_t M)
+{
+    for (uint32_t i = 0; i < lora->products[p].n; i++) {
+        enum lora_module m = lora->products[p].module[i];
+        lora->ops->linear_dx(lora->pool, lora->du + (size_t)i * lora->shape.rank, lora_width(lora, p),
+                             dY + lora->products[p].row[i], lora->products[p].out, b_of(lora, block, layer, m),
+                             lora->shape.rank, M, lora->shape.out[m], lora->shape.rank,
+                             (real)adapter_scale(&lora->shape), false);
+    }
+}
+
 void lora_dx(const struct lora *lora, enum lora_product p, uint32_t layer, real *dX, const real *dY, const real *W,
              const real *block, uint32_t M)
 {
-    uint32_t in = lora->products[p].in, out = lora->products[p].out;
-    lora->ops->linear_dx(lora->pool, dX, in, dY, out, merged_weight(lora, p, layer, W, block), in, M, out, in, 1,
-                         false);
+    uint32_t in = lora->products[p].in, out = lora->products[p].out, width = lora_width(lora, p);
+    bool merging = merges(lora, p, M);
+    const real *weight = merging ? merged_weight(lora, p, layer, W, block) : W;
+    lora->ops->linear_dx(lora->pool, dX, in, dY, out, weight, in, M, out, in, 1, false);
+    if (merging || !width)
+        return;
+    project_back(lora, p, layer, dY, block, M);
+    lora->ops->linear_dx(lora->pool, dX, in, lora->du, width, stacked_a(lora, p, layer, block), in, M, width, in, 1,
+                         true);
 }
 
 void lora_dw(const struct lora *lora, enum lora_product p, uint32_t layer, real *grad, const real *dY, const real *X,
              const real *U, const real *block, uint32_t M)
 {
     uint32_t in = lora->products[p].in, out = lora->products[p].out, R = lora->shape.rank, width = lora_width(lora, p);
-    real s = (real)adapter_scale(&lora->shape);
+    if (!width)
+        return;
+    project_back(lora, p, layer, dY, block, M);
     for (uint32_t i = 0; i < lora->products[p].n; i++) {
         enum lora_module m = lora->products[p].module[i];
-        const real *dYm = dY + lora->products[p].row[i], *Um = U + (size_t)i * R;
-        real *dU = lora->du + (size_t)i * R;
-        lora->ops->linear_dw(lora->pool, grad + adapter_at_b(&lora->shape, layer, m), R, dYm, out, Um, width, M,
-                             lora->shape.out[m], R, s, true);
-        lora->ops->linear_dx(lora->pool, dU, width, dYm, out, b_of(lora, block, layer, m), R, M, lora->shape.out[m], R,
-                             s, false);
-        lora->ops->linear_dw(lora->pool, grad + adapter_at_a(&lora->shape, layer, m), in, dU, width, X, in, M, R, in, 1,
+        lora->ops->linear_dw(lora->pool, grad + adapter_at_b(&lora->shape, layer, m), R, dY + lora->products[p].row[i],
+                             out, U + (size_t)i * R, width, M, lora->shape.out[m], R, (real)adapter_scale(&lora->shape),
                              true);
+        lora->ops->linear_dw(lora->pool, grad + adapter_at_a(&lora->shape, layer, m), in, lora->du + (size_t)i * R,
+                             width, X, in, M, R, in, 1, true);
     }
 }

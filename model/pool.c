@@ -8,7 +8,7 @@
 #include "base/check.h"
 
 /* Products follow each other within microseconds: look for the next one a while before going to sleep. */
-enum { SPINS_MAX = 20000 };
+enum { SPINS_MAX = 4000 };
 
 struct pool {
     uint32_t threads;
