@@ -215,7 +215,7 @@ void print_error(const char *command, enum status status, const char *text)
 
 void print_note(const char *command, const char *format, ...)
 {
-    struct buf raw = {0}, clean = {0};
+    struct buf clean = {0};
     char text[5000];
     va_list args;
     if (common.quiet)
@@ -226,7 +226,6 @@ void print_note(const char *command, const char *format, ...)
     put_clean(&clean, text);
     fprintf(stderr, "alluvium %s: %s\n", command, buf_cstr(&clean));
     buf_release(&clean);
-    buf_release(&raw);
 }
 
 /* ---- progress ------------------------------------------------------------------------------------------------------ */
@@ -251,12 +250,20 @@ void human_time(double s, char *out, size_t size)
         snprintf(out, size, "%d:%02d h", (int)(s / 3600), (int)(s / 60) % 60);
 }
 
-static void amount(enum progress_unit unit, double v, char *out, size_t size)
+static void count(enum progress_unit unit, uint64_t v, char *out, size_t size)
+{
+    if (unit == UNIT_BYTES)
+        human_bytes(v, out, size);
+    else
+        snprintf(out, size, "%llu", (unsigned long long)v);
+}
+
+static void per_second(enum progress_unit unit, double v, char *out, size_t size)
 {
     if (unit == UNIT_BYTES)
         human_bytes((uint64_t)v, out, size);
     else
-        snprintf(out, size, v < 10 && unit == UNIT_STEPS ? "%.2f" : "%.0f", v);
+        snprintf(out, size, v < 10 ? "%.2f" : "%.0f", v);
 }
 
 void progress_draw(struct progress *p, uint64_t done, uint64_t total, const char *extra)
@@ -275,9 +282,9 @@ void progress_draw(struct progress *p, uint64_t done, uint64_t total, const char
     static const char *const suffix[] = {"", " steps", " records"};
     char have[32], all[32], rate[32], left[32] = "", bar[BAR + 1];
     double speed = now > p->began_s ? (double)(done - p->first) / (now - p->began_s) : 0;
-    amount(p->unit, (double)done, have, sizeof have);
-    amount(p->unit, (double)total, all, sizeof all);
-    amount(p->unit, speed, rate, sizeof rate);
+    count(p->unit, done, have, sizeof have);
+    count(p->unit, total, all, sizeof all);
+    per_second(p->unit, speed, rate, sizeof rate);
     if (total && speed > 0 && done <= total)
         human_time((double)(total - done) / speed, left, sizeof left);
     int filled = total ? (int)(BAR * (done < total ? done : total) / total) : 0;

@@ -435,7 +435,7 @@ static enum status next_line(struct source *s, struct err *err)
     while (len && strchr(" \t\r", line[len - 1]))
         len--;
     char room[300];
-    if (s->over)
+    if (s->over || len > LINE_BYTES_MAX)
         refuse(s, "the line is longer than 8 MiB");
     else if (len)
         offer(s, parse_line(s, line, len, room, sizeof room));
