@@ -378,6 +378,20 @@ static bool same_base(const struct card *a, const struct card *b)
     return same;
 }
 
+static enum status other_base(const struct name *line, const struct card *theirs, const struct card *ours,
+                              struct err *err)
+{
+    char theirs_hex[DIGEST_HEX_SIZE], ours_hex[DIGEST_HEX_SIZE];
+    digest_hex(&theirs->base, theirs_hex);
+    digest_hex(&ours->base, ours_hex);
+    return err_set(
+        err, ST_CONFIG,
+        "line %s is trained on the base %s (%.12s), this worker holds another, %s (%.12s): start it with the "
+        "base the line was made with",
+        line->s, theirs->base_name[0] ? theirs->base_name : "without a name", theirs_hex,
+        ours->base_name[0] ? ours->base_name : "without a name", ours_hex);
+}
+
 static enum status check_line(struct worker_core *core, const Alv__HelloOk *ok, struct err *err)
 {
     struct worker_line line = {.rank = ok->adapter_rank, .alpha = ok->adapter_alpha, .targets = ok->adapter_targets};
@@ -393,11 +407,7 @@ static enum status check_line(struct worker_core *core, const Alv__HelloOk *ok, 
     if (status != ST_OK)
         return err_prefix(err, status, "the coordinator's model card: ");
     if (!same_base(&card, &core->config.card))
-        return err_set(
-            err, ST_CONFIG,
-            "line %s is trained on the base %s, this worker holds another base, %s: start it with the base the "
-            "line was made with",
-            line.name.s, card.base_name, core->config.card.base_name);
+        return other_base(&line.name, &card, &core->config.card, err);
     if (core->line_known &&
         (!name_eq(&core->line.name, &line.name) || core->line.rank != line.rank || core->line.alpha != line.alpha ||
          core->line.targets != line.targets || memcmp(core->line.seed, line.seed, sizeof line.seed) != 0))
