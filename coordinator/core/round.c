@@ -7,7 +7,7 @@
 #include "base/check.h"
 #include "coordinator/core/internal.h"
 
-enum { REFUSALS_MAX = 3, AGGREGATE_RETRY_MS = 5000 };
+enum { REFUSALS_MAX = 3, AGGREGATE_RETRY_MS = 5000, GRACE_LEAST_MS = 1000 };
 
 void round_store(struct core *core)
 {
@@ -111,6 +111,8 @@ void round_check(struct core *core)
         }
         double grace = core->config.settings.grace * expected_ms(core);
         uint64_t close_at = core->round_granted_ms + (grace < 1e15 ? (uint64_t)grace : (uint64_t)1e15);
+        if (close_at < core->quorum_ms + GRACE_LEAST_MS)
+            close_at = core->quorum_ms + GRACE_LEAST_MS;
         if (core->now < close_at) {
             wake(core, close_at);
             return;

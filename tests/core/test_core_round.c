@@ -1,7 +1,284 @@
+/* Rounds from open to verdict: publication, half steps, refusals, quorum, held deltas, and a crash at every batch. */
+#include <stdlib.h>
+#include <string.h>
+
 #include "harness.h"
+#include "proto/manifest.h"
 #include "world.h"
+
+enum { WORKERS = 3 };
+static struct peer workers[WORKERS];
+static struct snapshot *snap;
+
+static void hello_all(struct world *w)
+{
+    for (unsigned i = 0; i < WORKERS; i++) {
+        workers[i] = world_peer(PLANE_WORK, 100 + i);
+        world_hello(w, workers[i], (uint8_t)(50 + i), 1);
+    }
+}
+
+static struct snapshot *look(struct world *w)
+{
+    core_snapshot(w->core, w->now, snap);
+    return snap;
+}
+
+/* `leases` full leases of text, about a fifth of it held out. */
+static void fill(struct world *w, const char *prefix, unsigned leases)
+{
+    struct peer p = world_peer(PLANE_INGEST, 10);
+    uint64_t position, producer;
+    world_hello(w, p, 1, 1);
+    world_control(w, ALV__CONTROL_VERB__CONTROL_DOMAIN_SET, "code", "heldout_permille", "200", 0);
+    producer = world_push_open(w, p, "a", "code", &position);
+    world_push_many(w, p, producer, position, prefix, 30 * leases, 1900);
+}
+
+static void test_a_round_is_published(void)
+{
+    struct world w;
+    world_open(&w);
+    hello_all(&w);
+    fill(&w, "a", 10);
+    uint64_t trained = look(&w)->domains[1].segments;
+    EXPECT(world_work(&w, workers, WORKERS) > 3);
+    struct snapshot *s = look(&w);
+    REQUIRE(s->version == 1);
+    EXPECT_EQ(s->phase, ROUND_NONE);
+    EXPECT_EQ(s->domains[1].count[SEG_DONE], trained);
+    EXPECT_EQ(s->domains[1].watermark, trained);
+    EXPECT_EQ(s->domains[1].reference, 1); /* significantly better */
+    EXPECT_EQ(s->domains[0].reference, 0);
+    EXPECT_EQ(w.n_dropped, 3); /* deltas are done with */
+    EXPECT(world_counts_once(&w));
+
+    struct bytes value;
+    struct state_version *v = calloc(1, sizeof *v);
+    struct manifest m;
+    struct sign_public key;
+    REQUIRE(world_has(&w, FAMILY_VERSIONS, key_u64('m', 1), &value) && state_version_get(value, v));
+    memcpy(key.b, w.config.release_public, 32);
+    EXPECT_ST(manifest_verify(&key, v->manifest.data, v->manifest.len, v->signature, SIGNATURE_LEN, NULL), ST_OK, NULL);
+    REQUIRE(!manifest_decode(v->manifest.data, v->manifest.len, &m, NULL));
+    EXPECT(m.number == 1 && m.parent == 0 && m.round == 1 && m.n_leases == 3 && m.flags == 0 && m.n_domains == 2);
+    uint64_t n = 0;
+    double weight = 0;
+    for (uint32_t i = 0; i < m.n_leases; i++) {
+        weight += m.leases[i].weight;
+        for (uint32_t j = 0; j < m.leases[i].n_ranges; j++)
+            n += m.leases[i].ranges[j].count;
+    }
+    EXPECT_EQ(n, trained);
+    EXPECT_NEAR(weight, 1, 1e-12);
+    EXPECT(m.domains[1].windows > 10 && m.domains[1].forgetting < -0.05 && m.domains[1].forgetting_high < 0);
+    manifest_release(&m);
+    EXPECT(world_has(&w, FAMILY_MATRIX, key_matrix(1, (struct domain_id){1}), &value));
+    EXPECT(world_has(&w, FAMILY_VERSIONS, key_pair('v', 1, 0), &value));
+    EXPECT_EQ(memstore_seek(&w.disk, FAMILY_LEASES, "", 0),
+              memstore_seek(&w.disk, FAMILY_DELTAS, "", 0)); /* none left */
+    EXPECT(!world_has(&w, FAMILY_STREAM, key_domain('t', (struct domain_id){1}, 0), &value));
+    EXPECT(world_has(&w, FAMILY_STREAM, key_domain('T', (struct domain_id){1}, 0), &value));
+    free(v);
+
+    fill(&w, "b", 10);
+    hello_all(&w);
+    world_work(&w, workers, WORKERS);
+    EXPECT_EQ(look(&w)->version, 2);
+    world_restart(&w);
+    EXPECT_EQ(look(&w)->version, 2);
+    EXPECT_EQ(look(&w)->domains[1].count[SEG_DONE], look(&w)->domains[1].segments);
+    EXPECT(world_counts_once(&w));
+    world_close(&w);
+}
+
+static void test_a_forgetting_candidate_is_refused(void)
+{
+    struct world w;
+    world_open(&w);
+    hello_all(&w);
+    fill(&w, "a", 10);
+    w.candidate_loss = 2.5;
+    w.auto_aggregate = false;
+    uint64_t trained = look(&w)->domains[1].segments;
+    for (uint32_t round = 1; round <= 3; round++) {
+        for (uint32_t attempt = 0; attempt < 2; attempt++) {
+            world_work(&w, workers, WORKERS);
+            REQUIRE(w.aggregate_wanted);
+            EXPECT_EQ(w.aggregate.aggregate.round, round);
+            EXPECT_EQ(w.aggregate.aggregate.attempt, attempt);
+            EXPECT_NEAR(w.aggregate.aggregate.step, attempt ? 0.5 : 1, 0);
+            world_aggregated(&w, ST_OK, -1);
+        }
+        world_work(&w, workers, WORKERS);
+        struct snapshot *s = look(&w);
+        EXPECT(s->version == 0 && s->phase == ROUND_NONE && s->refusals == round && s->stopped == (round == 3));
+        EXPECT_EQ(s->domains[1].count[SEG_PENDING], trained);
+        EXPECT(world_counts_once(&w));
+        EXPECT(world_task(&w, workers[0]) == NULL); /* it rests: no hot loop */
+        world_tick(&w, 60000 * round);
+        struct bytes value;
+        EXPECT(world_has(&w, FAMILY_VERSIONS, key_pair('v', round, 0), &value));
+        EXPECT(world_has(&w, FAMILY_VERSIONS, key_pair('v', round, 1), &value));
+    }
+    world_tick(&w, 3600000);
+    world_restart(&w);
+    hello_all(&w);
+    EXPECT(look(&w)->stopped && strstr(look(&w)->alarm, "refused") != NULL);
+    EXPECT_EQ(world_work(&w, workers, WORKERS), 0);
+    w.candidate_loss = 1.9;
+    w.auto_aggregate = true;
+    world_control(&w, ALV__CONTROL_VERB__CONTROL_RESUME, "", "", "", 0);
+    world_work(&w, workers, WORKERS);
+    EXPECT_EQ(look(&w)->version, 1);
+    EXPECT(!look(&w)->stopped && !look(&w)->alarm[0]);
+    world_close(&w);
+}
+
+static void test_a_bad_delta_is_held_and_the_rest_goes_on(void)
+{
+    struct world w;
+    world_open(&w);
+    hello_all(&w);
+    fill(&w, "a", 10);
+    w.auto_aggregate = false;
+    world_work(&w, workers, WORKERS);
+    REQUIRE(w.aggregate_wanted && w.aggregate.aggregate.n == 3);
+    world_aggregated(&w, ST_OK, 1);
+    world_work(&w, workers, WORKERS);
+    struct snapshot *s = look(&w);
+    EXPECT_EQ(s->version, 1);
+    EXPECT_EQ(s->quarantined, 1);
+    EXPECT(s->domains[1].count[SEG_QUARANTINED] > 0);
+    EXPECT_EQ(s->domains[1].count[SEG_QUARANTINED] + s->domains[1].count[SEG_DONE], s->domains[1].segments);
+    world_close(&w);
+}
+
+static void test_quorum_and_grace(void)
+{
+    struct world w;
+    world_open(&w);
+    hello_all(&w);
+    fill(&w, "a", 10);
+    w.auto_aggregate = false;
+    const Alv__Task *t[WORKERS];
+    for (unsigned i = 0; i < WORKERS; i++) {
+        t[i] = world_task(&w, workers[i]);
+        REQUIRE(t[i] && t[i]->lease);
+    }
+    world_tick(&w, 10000);
+    world_commit_delta(&w, workers[0], t[0]->lease, 1);
+    world_commit_delta(&w, workers[1], t[1]->lease, 1);
+    EXPECT(!w.aggregate_wanted); /* the quorum is there after 10 s, so the third has until 20 s */
+    world_tick(&w, 9000);
+    EXPECT(!w.aggregate_wanted);
+    world_tick(&w, 1100);
+    REQUIRE(w.aggregate_wanted && w.aggregate.aggregate.n == 2);
+    EXPECT(look(&w)->domains[1].count[SEG_PENDING] > 0); /* the third's text waits for the next round */
+    const struct said *late = world_commit_delta(&w, workers[2], t[2]->lease, 1);
+    EXPECT(late && !((const Alv__DeltaAck *)late->message)->accepted);
+    EXPECT(world_counts_once(&w));
+    world_close(&w);
+}
+
+static void test_aggregation_is_retried(void)
+{
+    struct world w;
+    world_open(&w);
+    hello_all(&w);
+    fill(&w, "a", 3);
+    w.auto_aggregate = false;
+    world_work(&w, workers, WORKERS);
+    REQUIRE(w.aggregate_wanted);
+    world_aggregated(&w, ST_NO_SPACE, -1);
+    EXPECT(!w.aggregate_wanted && strstr(look(&w)->alarm, "aggregation") != NULL);
+    world_tick(&w, 6000);
+    EXPECT(w.aggregate_wanted);
+    world_restart(&w); /* and asked for again after a crash */
+    REQUIRE(w.aggregate_wanted);
+    world_aggregated(&w, ST_OK, -1);
+    hello_all(&w);
+    world_work(&w, workers, WORKERS);
+    EXPECT_EQ(look(&w)->version, 1);
+    world_close(&w);
+}
+
+/* What versions claim is what the states say, each segment once. */
+static void check_claims(struct world *w)
+{
+    uint64_t done = 0, newest = look(w)->version;
+    struct bytes value;
+    struct state_version *v = calloc(1, sizeof *v);
+    struct manifest m;
+    for (uint64_t n = 1; n <= newest; n++) {
+        REQUIRE(world_has(w, FAMILY_VERSIONS, key_u64('m', n), &value) && state_version_get(value, v));
+        REQUIRE(!manifest_decode(v->manifest.data, v->manifest.len, &m, NULL));
+        for (uint32_t i = 0; i < m.n_leases; i++)
+            for (uint32_t j = 0; j < m.leases[i].n_ranges; j++)
+                done += m.leases[i].ranges[j].count;
+        manifest_release(&m);
+    }
+    EXPECT_EQ(done, look(w)->domains[1].count[SEG_DONE]);
+    free(v);
+}
+
+/* Runs push, round and publication; the crash_at-th batch and all after it are lost. Then goes on until version 1. */
+static uint64_t run_with_crash(uint64_t crash_at)
+{
+    struct world w;
+    world_open(&w);
+    w.crash_at = crash_at ? w.n_batches + crash_at : 0;
+    uint64_t start = w.n_batches, acked_train = 0;
+    for (int i = 0; i < 20 && look(&w)->version < 1; i++) {
+        struct peer p = world_peer(PLANE_INGEST, 10);
+        uint64_t position, producer;
+        if (w.crashed)
+            world_restart(&w);
+        EXPECT(look(&w)->domains[1].segments >= acked_train); /* nothing acknowledged was lost */
+        EXPECT(world_counts_once(&w));
+        world_hello(&w, p, 1, 1);
+        world_control(&w, ALV__CONTROL_VERB__CONTROL_DOMAIN_SET, "code", "heldout_permille", "200", 0);
+        producer = world_push_open(&w, p, "a", "code", &position);
+        if (!w.crashed && position == 0) {
+            const struct said *s = world_push_many(&w, p, producer, 0, "x", 300, 1900);
+            if (s && s->verb == VERB_PUSH_ACK)
+                acked_train = ((const Alv__PushAck *)s->message)->train_end;
+        }
+        hello_all(&w);
+        if (!w.crashed)
+            world_work(&w, workers, WORKERS);
+        if (!w.crashed)
+            world_tick(&w, 61000);
+    }
+    if (w.crashed)
+        world_restart(&w);
+    struct snapshot *s = look(&w);
+    EXPECT(s->version == 1 || crash_at);
+    EXPECT(world_counts_once(&w));
+    check_claims(&w);
+    uint64_t batches = w.n_batches - start;
+    world_close(&w);
+    return batches;
+}
+
+static void test_a_crash_at_every_batch(void)
+{
+    uint64_t n = run_with_crash(0);
+    EXPECT(n >= 12);
+    for (uint64_t at = 1; at <= n; at++)
+        run_with_crash(at);
+}
+
 int main(void)
 {
-    EXPECT(1);
+    hash_start();
+    snap = calloc(1, sizeof *snap);
+    RUN(test_a_round_is_published);
+    RUN(test_a_forgetting_candidate_is_refused);
+    RUN(test_a_bad_delta_is_held_and_the_rest_goes_on);
+    RUN(test_quorum_and_grace);
+    RUN(test_aggregation_is_retried);
+    RUN(test_a_crash_at_every_batch);
+    free(snap);
     return harness_end();
 }

@@ -12,7 +12,7 @@ static const uint8_t INCARNATION = 0x11;
 static void take(struct world *w, struct effect *e)
 {
     if (e->kind == EFFECT_PERSIST) {
-        w->bytes_persisted += e->persist.batch.ops.len;
+        w->crashed |= ++w->n_batches == w->crash_at;
         if (!w->n_held)
             w->first_held = e->persist.seq;
         CHECK(e->persist.seq == w->first_held + w->n_held);
@@ -43,7 +43,7 @@ void world_step(struct world *w, struct event *event)
     for (uint32_t i = 0; i < w->effects.n; i++)
         take(w, &w->effects.items[i]);
     w->effects.n = 0;
-    if (!w->hold && w->n_held)
+    if (!w->hold && !w->crashed && w->n_held)
         world_commit(w);
     if (w->auto_aggregate && w->aggregate_wanted)
         world_aggregated(w, ST_OK, -1);
@@ -127,6 +127,7 @@ static void forget(struct world *w)
 void world_restart(struct world *w)
 {
     forget(w);
+    w->crashed = false;
     w->now += 7;
     bool hold = w->hold;
     w->hold = false;

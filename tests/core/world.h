@@ -28,7 +28,8 @@ struct world {
     bool aggregate_wanted;
     double candidate_loss; /* nats per token of every candidate; references have 2 */
     bool auto_aggregate;
-    uint64_t bytes_persisted;
+    uint64_t n_batches, crash_at; /* the crash_at-th batch is never committed, nor any after it; 0: no crash */
+    bool crashed;
 };
 
 void world_open(struct world *w); /* a new line with domain "code" */
