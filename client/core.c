@@ -245,14 +245,13 @@ static void fail(struct push_core *core, enum status status, struct push_effects
     effect->failed.text = core->text;
 }
 
-static uint64_t send(struct push_core *core, uint16_t verb, const ProtobufCMessage *message, uint64_t now_ms,
+static uint64_t send(struct push_core *core, uint16_t verb, const ProtobufCMessage *message,
                      struct push_effects *effects)
 {
     struct push_effect *effect = add(effects, PUSH_SEND);
     effect->send.verb = verb;
     effect->send.request = core->request++;
     effect->send.message = message;
-    core->silent_until_ms = now_ms + core->config.request_ms;
     return effect->send.request;
 }
 
@@ -262,7 +261,8 @@ static void open_stream(struct push_core *core, uint64_t now_ms, struct push_eff
     core->waiting = false;
     for (uint32_t i = 0; i < core->n; i++)
         flight_at(core, i)->request = 0;
-    core->open_request = send(core, VERB_PUSH_OPEN, &core->open_message.base, now_ms, effects);
+    core->open_request = send(core, VERB_PUSH_OPEN, &core->open_message.base, effects);
+    core->silent_until_ms = now_ms + core->config.request_ms;
 }
 
 /* Sends what has no request, in order; asks for records when there is room; finds the end. */
@@ -275,7 +275,9 @@ static void advance(struct push_core *core, uint64_t now_ms, struct push_effects
         if (flight->request)
             continue;
         flight->message.producer = core->producer;
-        flight->request = send(core, VERB_PUSH_BATCH, &flight->message.base, now_ms, effects);
+        flight->request = send(core, VERB_PUSH_BATCH, &flight->message.base, effects);
+        if (i == 0) /* the silence that counts is the first one's: the others' answers wait for it */
+            core->silent_until_ms = now_ms + core->config.request_ms;
     }
     if (!core->n)
         core->silent_until_ms = UINT64_MAX; /* nothing is awaited from the other side */
@@ -505,7 +507,9 @@ static void on_error(struct push_core *core, const struct push_event *event, str
 static void on_tick(struct push_core *core, uint64_t now_ms, struct push_effects *effects)
 {
     bool waited = core->waiting && now_ms >= core->wait_until_ms;
-    bool silent = !core->waiting && now_ms >= core->silent_until_ms;
+    /* Waiting does not excuse silence about the first batch: its answer may be lost, and all behind it wait for it. */
+    bool first_asked = core->n && flight_at(core, 0)->request;
+    bool silent = (!core->waiting || first_asked) && now_ms >= core->silent_until_ms;
     if (waited)
         core->waiting = false;
     if (core->phase == PHASE_OPENING && (waited || silent))

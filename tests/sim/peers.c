@@ -1,0 +1,681 @@
+/* peers.c - the shells of the simulated clients: what the product does with sockets, disk and threads, done by events. */
+#include <inttypes.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/check.h"
+#include "proto/record.h"
+#include "world.h"
+
+enum { HELLO = 1ull << 62, CONTROL = HELLO + 1, RETRY = 1000 };
+enum job_kind { JOB_ASK_AGAIN = 100, JOB_OPERATE, JOB_PROGRESS };
+
+static void hello(struct world *w, struct node *node)
+{
+    Alv__Hello m;
+    alv__hello__init(&m);
+    m.protocol_min = m.protocol_max = 1;
+    m.line = (char *)"sim";
+    m.instance = (ProtobufCBinaryData){sizeof node->instance, node->instance};
+    m.boot = node->boot;
+    m.software = (char *)"sim";
+    send_frame(w, node, VERB_HELLO, HELLO, &m.base);
+    schedule(
+        w, RETRY,
+        (struct happen){
+            .what = HAPPEN_JOB, .node = node->index, .life = node->life, .conn = node->conn, .number = JOB_ASK_AGAIN});
+}
+
+/* ---- sources: what a producer pushes */
+
+static void record_text(struct world *w, const struct node *node, uint32_t i, struct buf *out)
+{
+    struct rng rng;
+    rng_seed(&rng, w->options.seed * 1000003 + (uint64_t)node->index * 100003 + i);
+    buf_printf(out, "record %d/%u\n", node->index, i);
+    for (uint64_t n = rng_below(&rng, 120); n > 0; n--)
+        buf_printf(out, "%" PRIx64 "%s", rng_u64(&rng) >> 40, rng_below(&rng, 8) ? " " : "\n");
+}
+
+struct drawn { /* record i of a source, the same at every reading */
+    char id[32], group[32];
+    struct buf text;
+};
+
+static void record_draw(struct world *w, const struct node *node, uint32_t i, struct drawn *out)
+{
+    const struct record_fact *fact = &node->facts[i];
+    struct buf id = {0};
+    buf_clear(&out->text);
+    uint32_t as = fact->same_as >= 0 ? (uint32_t)fact->same_as : i;
+    if (fact->refused)
+        buf_put(&out->text, i % 2 ? "" : "\xff\xfe", i % 2 ? 0 : 2);
+    else
+        record_text(w, node, as, &out->text);
+    buf_printf(&id, "%u", fact->replaces >= 0 ? (unsigned)fact->replaces : i);
+    memcpy(out->id, buf_cstr(&id), id.len + 1);
+    buf_clear(&id);
+    buf_printf(&id, "g%u", i / 3);
+    memcpy(out->group, buf_cstr(&id), id.len + 1);
+    buf_release(&id);
+}
+
+void source_make(struct world *w, struct node *node, uint32_t n)
+{
+    struct drawn drawn = {0};
+    node->n_records = n;
+    node->facts = xcalloc(n, sizeof *node->facts);
+    for (uint32_t i = 0; i < n; i++) {
+        struct record_fact *fact = &node->facts[i];
+        fact->same_as = fact->replaces = -1;
+        double u = rng_unit(&w->rng);
+        uint32_t other = i ? (uint32_t)rng_below(&w->rng, i) : 0;
+        bool plain = i && !node->facts[other].refused && node->facts[other].same_as < 0 &&
+                     node->facts[other].replaces < 0 && !node->facts[other].replaced;
+        if (u < 0.03)
+            fact->refused = true;
+        else if (u < 0.08 && plain)
+            fact->same_as = (int)other, node->facts[other].copied = true;
+        else if (u < 0.12 && plain && !node->facts[other].copied)
+            fact->replaces = (int)other, node->facts[other].replaced = true;
+        record_draw(w, node, i, &drawn);
+        Alv__Record record;
+        alv__record__init(&record);
+        record.kind = ALV__RECORD_KIND__RECORD_TEXT;
+        record.id = drawn.id;
+        record.group = drawn.group;
+        record.text = (ProtobufCBinaryData){drawn.text.len, drawn.text.data};
+        struct hash16 id;
+        record_hashes(&w->config.seed, (struct domain_id){1}, &record, &fact->content, &id);
+    }
+    buf_release(&drawn.text);
+}
+
+void source_free(struct node *node)
+{
+    free(node->facts);
+    node->facts = NULL;
+}
+
+/* ---- workers */
+
+static void worker_effects(struct world *w, struct node *node);
+
+static void worker_tell(struct world *w, struct node *node, struct worker_event event)
+{
+    event.now_ms = w->now_ms;
+    worker_step(node->worker, &event, &node->worker_effects);
+    worker_effects(w, node);
+}
+
+static void job_later(struct world *w, struct node *node, const struct worker_effect *e, uint64_t in_ms)
+{
+    struct happen h = {
+        .what = HAPPEN_JOB, .node = node->index, .life = node->life, .number = (uint64_t)e->kind, .job = e->job};
+    if (e->message)
+        protobuf_c_message_pack(e->message, buf_extend(&h.bytes, protobuf_c_message_get_packed_size(e->message)));
+    h.evaluate = e->evaluate;
+    node->job = e->job;
+    schedule(w, in_ms, h);
+}
+
+static uint64_t work_ms(struct world *w)
+{
+    return w->faults && chance(w, 0.15) ? between(w, 5000, 30000) : between(w, 50, 1500);
+}
+
+static void worker_effects(struct world *w, struct node *node)
+{
+    struct worker_effects effects = node->worker_effects;
+    node->worker_effects = (struct worker_effects){0};
+    for (uint32_t i = 0; i < effects.n && w->result->ok; i++) {
+        struct worker_effect *e = &effects.items[i];
+        struct err err;
+        switch (e->kind) {
+        case WORKER_SEND:
+            send_frame(w, node, e->send.verb, e->send.request, e->message);
+            break;
+        case WORKER_REMEMBER:
+            node->session_counter = e->session.counter;
+            memcpy(node->session_incarnation, e->session.incarnation, sizeof node->session_incarnation);
+            break;
+        case WORKER_EXCLUDE:
+            if (view_exclude(node->view, (const Alv__Exclusions *)e->message, &err))
+                fail(w, "exclusions are refused by a worker: %s", err.text);
+            job_later(w, node, e, between(w, 1, 20));
+            break;
+        case WORKER_PREPARE:
+        case WORKER_FETCH:
+            job_later(w, node, e, between(w, 1, 100));
+            break;
+        case WORKER_TRAIN:
+        case WORKER_SCORE: {
+            uint64_t ms = work_ms(w);
+            job_later(w, node, e, ms);
+            bool stuck = ms > 5000 && chance(w, 0.5); /* works on without a word: its task goes to another */
+            for (uint64_t at = 500; at < ms && !stuck; at += 500)
+                schedule(w, at,
+                         (struct happen){.what = HAPPEN_JOB,
+                                         .node = node->index,
+                                         .life = node->life,
+                                         .number = JOB_PROGRESS,
+                                         .job = e->job});
+            break;
+        }
+        case WORKER_UPLOAD:
+            buf_clear(&node->pending);
+            protobuf_c_message_pack(e->message,
+                                    buf_extend(&node->pending, protobuf_c_message_get_packed_size(e->message)));
+            job_later(w, node, e, between(w, 1, 300));
+            break;
+        case WORKER_SETTLED:
+            buf_clear(&node->pending);
+            break;
+        case WORKER_CANCEL:
+            node->job = 0;
+            break;
+        case WORKER_STOPPED:
+            fail(w, "worker %d stopped by itself: %s", node->index, e->stopped.text);
+            break;
+        }
+    }
+    worker_effects_release(&effects);
+}
+
+static bool segment_read(struct world *w, struct domain_id domain, uint64_t offset, struct state_segment *out)
+{
+    struct state_key key = key_stream('s', domain, false, offset);
+    struct bytes value;
+    return memstore_get(&w->disk, FAMILY_STREAM, key.b, key.len, &value) && state_segment_get(value, out);
+}
+
+static uint64_t hash_of(const void *data, size_t len)
+{
+    static const struct sip_key key;
+    return hash_sip(&key, data, len);
+}
+
+/* The lease's own ranges, segment by segment, as the worker's shell does. */
+static void train(struct world *w, struct node *node, const struct happen *h)
+{
+    Alv__Lease *lease = alv__lease__unpack(NULL, h->bytes.len, h->bytes.data);
+    struct plan plan = {0};
+    struct plan_order order = {0};
+    struct plan_text *texts[MIX_POOLS] = {0};
+    struct worker_tokens fresh[TRAIN_DOMAINS + 1] = {0};
+    struct buf losses = {0};
+    struct err err;
+    uint32_t n_fresh_domains = 0;
+    CHECK(lease);
+    if (plan_check_lease(lease, &err) || plan_begin(node->view, lease, &plan, &err)) {
+        fail(w, "a lease is refused by its worker: %s", err.text);
+        goto done;
+    }
+    check_sample(w, lease, &plan);
+    struct hasher hasher;
+    hasher_init(&hasher);
+    hasher_put(&hasher, &lease->id, sizeof lease->id);
+    hasher_put(&hasher, lease->parent_adapter->digest.data, DIGEST_LEN);
+    for (int pool = 0; pool < MIX_POOLS; pool++) {
+        texts[pool] = xcalloc(plan.n[pool] + 1, sizeof *texts[pool]);
+        for (uint32_t i = 0; i < plan.n[pool]; i++) {
+            const struct mix_segment *s = &plan.segments[pool][i];
+            struct state_segment segment;
+            if (!segment_read(w, s->domain, s->offset, &segment)) {
+                fail(w, "lease %" PRIu64 " names segment %u/%" PRIu64 ", which is not in the log", lease->id,
+                     s->domain.v, s->offset);
+                goto done;
+            }
+            texts[pool][i] = (struct plan_text){.n_tokens = (uint32_t)(segment.text.len / 4 + 2),
+                                                .group = hash_of(segment.group, sizeof segment.group),
+                                                .joins = true};
+            hasher_put(&hasher, &s->domain.v, sizeof s->domain.v);
+            hasher_put(&hasher, &s->offset, sizeof s->offset);
+            if (pool == MIX_FRESH) {
+                if (!n_fresh_domains || fresh[n_fresh_domains - 1].domain.v != s->domain.v)
+                    fresh[n_fresh_domains++].domain = s->domain;
+                fresh[n_fresh_domains - 1].tokens += texts[pool][i].n_tokens;
+                fresh[n_fresh_domains - 1].bytes += segment.text.len;
+                buf_put_f32(&losses, 2.0f);
+            }
+        }
+    }
+    plan_order(&plan, (const struct plan_text *const *)texts, &order);
+    struct worker_trained trained = {.bytes = 64,
+                                     .steps = order.n_steps,
+                                     .train_ms = 1,
+                                     .n_fresh = n_fresh_domains,
+                                     .fresh = fresh,
+                                     .first_losses = buf_bytes(&losses),
+                                     .fingerprint = "sim"};
+    for (int pool = 0; pool < MIX_POOLS; pool++)
+        trained.target_tokens += order.rows[pool];
+    struct digest work;
+    hasher_end(&hasher, &work);
+    check_lease(w, lease, &work);
+    trained.delta = work;
+    trained.delta.b[0] = (uint8_t)lease->generation; /* a delta's head names the grant */
+    worker_tell(w, node, (struct worker_event){.kind = WORKER_TRAINED, .job = h->job, .trained = &trained});
+done:
+    for (int pool = 0; pool < MIX_POOLS; pool++)
+        free(texts[pool]);
+    plan_order_release(&order);
+    plan_release(&plan);
+    buf_release(&losses);
+    alv__lease__free_unpacked(lease, NULL);
+}
+
+/* A candidate's worth is in its digest: one in eight has forgotten, the rest differ by noise. */
+static void score(struct world *w, struct node *node, const struct happen *h)
+{
+    Alv__Evaluate *task = alv__evaluate__unpack(NULL, h->bytes.len, h->bytes.data);
+    struct buf nll = {0}, tokens = {0};
+    CHECK(task);
+    for (size_t a = 0; a < task->n_adapters; a++) {
+        const ProtobufCBinaryData *digest = &task->adapters[a]->adapter->digest;
+        uint64_t worth = hash_of(digest->data, digest->len);
+        double harm = worth % 8 == 0 && digest->data[0] > 2 ? 0.5 : 0;
+        for (size_t r = 0; r < task->n_windows; r++)
+            for (uint32_t i = 0; i < task->windows[r]->count; i++) {
+                uint64_t place[3] = {worth, task->windows[r]->domain, task->windows[r]->first + i};
+                double noise = (double)(hash_of(place, sizeof place) % 1000) * 1e-5;
+                buf_put_f64(&nll, 31 * (3 + harm + noise));
+                if (a == 0)
+                    buf_put_u32(&tokens, 31);
+            }
+    }
+    struct worker_scored scored = {buf_bytes(&nll), buf_bytes(&tokens), "sim"};
+    worker_tell(w, node, (struct worker_event){.kind = WORKER_SCORED, .job = h->job, .scored = &scored});
+    buf_release(&nll);
+    buf_release(&tokens);
+    alv__evaluate__free_unpacked(task, NULL);
+}
+
+static void worker_job(struct world *w, struct node *node, const struct happen *h)
+{
+    if (h->job != node->job)
+        return;
+    if (h->number == JOB_PROGRESS) {
+        worker_tell(w, node, (struct worker_event){.kind = WORKER_PROGRESSED, .job = h->job, .progress = {1, 2, 100}});
+        return;
+    }
+    if ((h->number == WORKER_FETCH || h->number == WORKER_UPLOAD) &&
+        !node->conn) { /* the transfer waits for a connection */
+        struct happen again = *h;
+        again.bytes = (struct buf){0};
+        buf_put(&again.bytes, h->bytes.data, h->bytes.len);
+        schedule(w, between(w, 50, 500), again);
+        return;
+    }
+    switch ((enum worker_effect_kind)h->number) {
+    case WORKER_PREPARE:
+        worker_tell(w, node, (struct worker_event){.kind = WORKER_PREPARED, .job = h->job, .fingerprint = "sim"});
+        break;
+    case WORKER_EXCLUDE:
+        worker_tell(w, node, (struct worker_event){.kind = WORKER_EXCLUDED, .job = h->job});
+        break;
+    case WORKER_FETCH:
+        worker_tell(w, node, (struct worker_event){.kind = WORKER_FETCHED, .job = h->job});
+        break;
+    case WORKER_TRAIN:
+        train(w, node, h);
+        break;
+    case WORKER_SCORE:
+        score(w, node, h);
+        break;
+    case WORKER_UPLOAD: {
+        Alv__DeltaCommit *commit = alv__delta_commit__unpack(NULL, h->bytes.len, h->bytes.data);
+        struct digest d;
+        CHECK(commit);
+        memcpy(d.b, commit->delta->digest.data, DIGEST_LEN);
+        blob_hold(w, &d);
+        alv__delta_commit__free_unpacked(commit, NULL);
+        worker_tell(w, node, (struct worker_event){.kind = WORKER_UPLOADED, .job = h->job});
+        break;
+    }
+    default:
+        break;
+    }
+}
+
+static void worker_start(struct world *w, struct node *node)
+{
+    struct worker_config config = {.line = "sim",
+                                   .software = "sim",
+                                   .card = w->config.card,
+                                   .seed = rng_u64(&w->rng),
+                                   .first_request = node->boot << 32,
+                                   .request_ms = 3000};
+    node->worker = worker_core_new(&config);
+    node->view = view_new(&w->config.seed);
+    struct worker_event event = {.kind = WORKER_START};
+    memcpy(event.start.instance, node->instance, sizeof node->instance);
+    event.start.boot = node->boot;
+    event.start.session_counter = node->session_counter;
+    memcpy(event.start.session_incarnation, node->session_incarnation, sizeof node->session_incarnation);
+    Alv__DeltaCommit *pending =
+        node->pending.len ? alv__delta_commit__unpack(NULL, node->pending.len, node->pending.data) : NULL;
+    event.start.pending = pending;
+    worker_tell(w, node, event);
+    if (pending)
+        alv__delta_commit__free_unpacked(pending, NULL);
+}
+
+/* ---- producers */
+
+static void push_tell(struct world *w, struct node *node, struct push_event event);
+
+static void push_give(struct world *w, struct node *node, const struct push_effect *e)
+{
+    struct push_records *records = push_records_new();
+    struct drawn drawn = {0};
+    uint32_t limit = (uint32_t)between(w, 1, 24); /* small batches, so that much is in flight */
+    while (node->read_at < node->n_records && records->n < e->need.records_max && records->n < limit) {
+        record_draw(w, node, node->read_at, &drawn);
+        struct bytes id = {(const uint8_t *)drawn.id, strlen(drawn.id)},
+                     group = {(const uint8_t *)drawn.group, strlen(drawn.group)};
+        if (!push_records_add(records, e->need.bytes_max, ALV__RECORD_KIND__RECORD_TEXT, id, group,
+                              buf_bytes(&drawn.text), (struct push_place){0, node->read_at}))
+            break;
+        node->read_at++;
+    }
+    buf_release(&drawn.text);
+    push_tell(w, node,
+              (struct push_event){.kind = PUSH_RECORDS, .records = &records, .end = node->read_at == node->n_records});
+}
+
+static void push_tell(struct world *w, struct node *node, struct push_event event)
+{
+    struct push_effects effects = {0};
+    bool need = false;
+    struct push_effect wanted;
+    event.now_ms = w->now_ms;
+    push_core_step(node->push, &event, &effects);
+    for (uint32_t i = 0; i < effects.n && w->result->ok; i++) {
+        const struct push_effect *e = &effects.items[i];
+        switch (e->kind) {
+        case PUSH_SEND:
+            send_frame(w, node, e->send.verb, e->send.request, e->send.message);
+            break;
+        case PUSH_NEED:
+            need = true;
+            wanted = *e;
+            break;
+        case PUSH_RESUMED:
+            check_acked(w, node, e->position);
+            break;
+        case PUSH_ACKED:
+            node->acked = e->acked.position > node->acked ? e->acked.position : node->acked;
+            check_acked(w, node, node->acked);
+            break;
+        case PUSH_REFUSED:
+            if (!node->facts[e->refused.position].refused)
+                fail(w, "a good record was refused: node %d, record %" PRIu64 ": %s", node->index, e->refused.position,
+                     push_refusal_text(e->refused.reason));
+            break;
+        case PUSH_DONE:
+            node->done = true;
+            break;
+        case PUSH_FAILED:
+            fail(w, "a push gave up: %s", e->failed.text);
+            break;
+        }
+    }
+    push_effects_release(&effects);
+    if (need && w->result->ok)
+        push_give(w, node, &wanted);
+}
+
+static void push_start(struct world *w, struct node *node)
+{
+    struct push_config config = {
+        .window = (uint32_t)between(w, 1, 6), .request_ms = 3000, .first_request = node->boot << 32};
+    const char *domain = node->index == WORKERS ? "alpha" : "beta";
+    CHECK(name_set(&config.domain, domain, strlen(domain)));
+    memcpy(config.source, "source", 7);
+    node->push = push_core_new(&config);
+    node->read_at = 0;
+}
+
+/* ---- the subscriber */
+
+static void subscribe_now(struct world *w, struct node *node);
+
+static void subscribe_done(struct world *w, struct node *node, enum status st, const char *text,
+                           const ProtobufCMessage *reply)
+{
+    node->waiting = false;
+    subscribe_answer(node->subscribe, w->now_ms, 1700000000 + w->now_ms / 1000, st, text, reply);
+    subscribe_now(w, node);
+}
+
+static void subscribe_now(struct world *w, struct node *node)
+{
+    while (!node->waiting && w->result->ok) {
+        const struct subscribe_effect *e = subscribe_next(node->subscribe, w->now_ms, 1700000000 + w->now_ms / 1000);
+        enum status st = ST_OK;
+        switch (e->kind) {
+        case SUBSCRIBE_SEND:
+            if (!node->greeted)
+                return; /* when the connection stands */
+            send_frame(w, node, e->verb, ++node->request, e->message);
+            node->waiting = true;
+            node->asked_at = w->now_ms;
+            return;
+        case SUBSCRIBE_WAIT:
+            if (e->until_ms > w->now_ms)
+                return; /* peer_deadline says when */
+            break;
+        case SUBSCRIBE_SAVE:
+            buf_clear(&node->saved);
+            buf_put(&node->saved, e->state.data, e->state.len);
+            break;
+        case SUBSCRIBE_STAGE:
+            check_manifest(w, e->number, e->manifest_bytes, e->signature);
+            for (uint32_t i = 0; i < e->manifest->n_files; i++)
+                if (!blob_held(w, &e->manifest->files[i].blake2b))
+                    st = ST_NOT_FOUND;
+            if (chance(w, 0.1) && w->faults)
+                st = ST_TIMEOUT;
+            break;
+        case SUBSCRIBE_SWAP:
+            check_swap(w, node, e->number);
+            node->current = e->number;
+            node->has_current = true;
+            break;
+        case SUBSCRIBE_HOOK:
+            if (chance(w, 0.1) && w->faults)
+                st = ST_IO;
+            break;
+        }
+        subscribe_answer(node->subscribe, w->now_ms, 1700000000 + w->now_ms / 1000, st, st ? "simulated" : NULL, NULL);
+    }
+}
+
+static void subscribe_start(struct world *w, struct node *node)
+{
+    struct subscribe_config config = {.line = w->config.line, .hook = true, .wait_ms = 4000};
+    struct err err;
+    memcpy(config.root.b, w->config.root_public, sizeof config.root.b);
+    CHECK(name_set(&config.follow, "latest", 6));
+    if (subscribe_new(&config, buf_bytes(&node->saved), &node->subscribe, &err))
+        fail(w, "a subscriber cannot read what it saved: %s", err.text);
+    node->request = node->boot << 32;
+    node->waiting = false;
+}
+
+/* ---- the operator: two domains first; then now and then an alias, and leasing goes on after an alarm */
+
+static void operate(struct world *w, struct node *node)
+{
+    Alv__Control m;
+    uint64_t token[2] = {w->options.seed, w->operator_step};
+    alv__control__init(&m);
+    m.token = (ProtobufCBinaryData){sizeof token, (uint8_t *)token};
+    if (w->operator_step < TRAIN_DOMAINS) {
+        m.verb = ALV__CONTROL_VERB__CONTROL_DOMAIN_SET;
+        m.domain = (char *)(w->operator_step ? "beta" : "alpha");
+    } else if (w->operator_step % 5 == 4) {
+        m.verb = ALV__CONTROL_VERB__CONTROL_PROMOTE;
+        m.number = 0;
+        m.name = (char *)"stable";
+    } else {
+        m.verb = ALV__CONTROL_VERB__CONTROL_RESUME;
+    }
+    if (node->greeted)
+        send_frame(w, node, VERB_CONTROL, CONTROL + w->operator_step, &m.base);
+    schedule(
+        w, RETRY,
+        (struct happen){.what = HAPPEN_OPERATOR, .node = node->index, .life = node->life, .number = w->operator_step});
+}
+
+static void operator_message(struct world *w, struct node *node, uint16_t verb, uint64_t request)
+{
+    if (request != CONTROL + w->operator_step)
+        return;
+    if (verb == VERB_ERROR && w->operator_step < TRAIN_DOMAINS)
+        return; /* asked again by the timer */
+    w->operator_step++;
+    schedule(w, w->operator_step < TRAIN_DOMAINS ? 1 : 4000,
+             (struct happen){.what = HAPPEN_JOB, .node = node->index, .life = node->life, .number = JOB_OPERATE});
+}
+
+/* ---- common to all */
+
+void peer_start(struct world *w, struct node *node)
+{
+    node->alive = true;
+    node->boot++;
+    node->greeted = false;
+    if (node->role == ROLE_WORKER)
+        worker_start(w, node);
+    else if (node->role == ROLE_PRODUCER && !node->done)
+        push_start(w, node);
+    else if (node->role == ROLE_SUBSCRIBER)
+        subscribe_start(w, node);
+    else if (node->role == ROLE_OPERATOR)
+        operate(w, node);
+    schedule(w, between(w, 1, 200), (struct happen){.what = HAPPEN_CONNECT, .node = node->index, .life = node->life});
+}
+
+void peer_crash(struct world *w, struct node *node)
+{
+    (void)w;
+    worker_core_free(node->worker);
+    worker_effects_release(&node->worker_effects);
+    view_free(node->view);
+    push_core_free(node->push);
+    subscribe_free(node->subscribe);
+    node->worker = NULL;
+    node->view = NULL;
+    node->push = NULL;
+    node->subscribe = NULL;
+    node->job = 0;
+}
+
+void peer_connected(struct world *w, struct node *node)
+{
+    node->greeted = false;
+    if (node->worker)
+        worker_tell(w, node, (struct worker_event){.kind = WORKER_UP});
+    else
+        hello(w, node);
+}
+
+void peer_cut(struct world *w, struct node *node)
+{
+    node->conn = 0;
+    node->greeted = false;
+    if (node->worker)
+        worker_tell(w, node, (struct worker_event){.kind = WORKER_DOWN});
+    if (node->subscribe && node->waiting)
+        subscribe_done(w, node, ST_TIMEOUT, "the connection broke", NULL);
+    schedule(w, between(w, 10, 1000), (struct happen){.what = HAPPEN_CONNECT, .node = node->index, .life = node->life});
+}
+
+void peer_message(struct world *w, struct node *node, uint16_t verb, uint64_t request, const ProtobufCMessage *message)
+{
+    if (node->worker) {
+        worker_tell(w, node, (struct worker_event){.kind = WORKER_REPLY, .reply = {verb, request, message}});
+        return;
+    }
+    if (verb == VERB_ERROR && ((const Alv__Error *)message)->status == ST_CONFLICT && request != HELLO && !node->push) {
+        node->greeted = false; /* may be: say hello first */
+        hello(w, node);
+    }
+    if (request == HELLO) {
+        if (verb != VERB_HELLO_OK || node->greeted)
+            return;
+        node->greeted = true;
+        if (node->push)
+            push_tell(w, node, (struct push_event){.kind = PUSH_UP});
+        else if (node->subscribe)
+            subscribe_now(w, node);
+        return;
+    }
+    if (node->push)
+        push_tell(w, node,
+                  (struct push_event){.kind = PUSH_MESSAGE, .verb = verb, .request = request, .message = message});
+    else if (node->subscribe && node->waiting && request == node->request)
+        subscribe_done(w, node, verb == VERB_ERROR ? ((const Alv__Error *)message)->status : ST_OK,
+                       verb == VERB_ERROR ? ((const Alv__Error *)message)->text : NULL,
+                       verb == VERB_ERROR ? NULL : message);
+    else if (node->role == ROLE_OPERATOR)
+        operator_message(w, node, verb, request);
+}
+
+void peer_job(struct world *w, struct node *node, const struct happen *h)
+{
+    if (h->number == JOB_ASK_AGAIN) {
+        if (node->conn == h->conn && !node->greeted)
+            hello(w, node);
+    } else if (h->what == HAPPEN_OPERATOR) {
+        if (h->number == w->operator_step)
+            operate(w, node);
+    } else if (h->number == JOB_OPERATE) {
+        operate(w, node);
+    } else if (node->worker) {
+        worker_job(w, node, h);
+    }
+}
+
+uint64_t peer_deadline(const struct world *w, const struct node *node)
+{
+    if (node->worker)
+        return worker_deadline(node->worker);
+    if (node->push)
+        return node->greeted ? push_core_deadline(node->push) : UINT64_MAX;
+    if (!node->subscribe)
+        return UINT64_MAX;
+    if (node->waiting)
+        return node->asked_at + 8000;
+    const struct subscribe_effect *e = subscribe_next(node->subscribe, w->now_ms, 1700000000 + w->now_ms / 1000);
+    return e->kind == SUBSCRIBE_WAIT                     ? e->until_ms
+           : e->kind == SUBSCRIBE_SEND && !node->greeted ? UINT64_MAX
+                                                         : w->now_ms;
+}
+
+void peer_tick(struct world *w, struct node *node)
+{
+    if (node->worker)
+        worker_tell(w, node, (struct worker_event){.kind = WORKER_TICK});
+    else if (node->push)
+        push_tell(w, node, (struct push_event){.kind = PUSH_TICK});
+    else if (node->subscribe && node->waiting)
+        subscribe_done(w, node, ST_TIMEOUT, "no answer", NULL);
+    else if (node->subscribe)
+        subscribe_now(w, node);
+}
+
+bool peer_finished(const struct world *w, const struct node *node)
+{
+    struct subscribe_view view;
+    if (!node->alive)
+        return false;
+    if (node->role == ROLE_PRODUCER)
+        return node->done;
+    if (node->role != ROLE_SUBSCRIBER)
+        return true;
+    subscribe_view(node->subscribe, &view);
+    return view.settled && view.served + 1 == w->n_versions;
+}

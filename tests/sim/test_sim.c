@@ -1,0 +1,89 @@
+/* The whole line under faults, seed after seed; and three bugs on purpose, each of which must be found.
+ *
+ *   test_sim                  seeds 1 .. 1,000 and the planted bugs
+ *   test_sim SEED [trace]     one seed, with every event on standard error
+ */
+#include <inttypes.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/hash.h"
+#include "coordinator/core/core.h"
+#include "harness.h"
+#include "sim.h"
+
+enum { SEEDS = 1000, PLANTED_SEEDS = 100 };
+
+static void test_promises_hold(void)
+{
+    struct sim_result total = {0}, r;
+    for (uint64_t seed = 1; seed <= SEEDS; seed++) {
+        sim_run(&(struct sim_options){.seed = seed}, &r);
+        harness_expect(r.ok, __FILE__, __LINE__, "seed %" PRIu64 " to hold (test_sim %" PRIu64 " trace): %s", seed,
+                       seed, r.failure);
+        total.crashes += r.crashes;
+        total.messages += r.messages;
+        total.lost += r.lost;
+        total.records += r.records;
+        total.versions += r.versions;
+        total.leases_regranted += r.leases_regranted;
+    }
+    fprintf(stderr,
+            "%d seeds: %" PRIu64 " crashes, %" PRIu64 " messages (%" PRIu64 " lost), %" PRIu64 " records, %" PRIu64
+            " versions, %" PRIu64 " leases granted again\n",
+            SEEDS, total.crashes, total.messages, total.lost, total.records, total.versions, total.leases_regranted);
+    EXPECT(total.crashes > SEEDS && total.lost > SEEDS && total.leases_regranted > 0); /* the faults did happen */
+    EXPECT(total.versions > 3 * SEEDS);
+}
+
+static void expect_found(unsigned planted, const char *what)
+{
+    struct sim_result r;
+    uint64_t seed = 1;
+    for (; seed <= PLANTED_SEEDS; seed++) {
+        sim_run(&(struct sim_options){.seed = seed, .planted = planted}, &r);
+        if (!r.ok)
+            break;
+    }
+    harness_expect(seed <= PLANTED_SEEDS, __FILE__, __LINE__, "the planted bug \"%s\" to be found within %d seeds",
+                   what, PLANTED_SEEDS);
+    fprintf(stderr, "    %s: found by seed %" PRIu64 ": %s\n", what, seed, r.failure);
+}
+
+static void test_planted_bugs_are_found(void)
+{
+    expect_found(PLANT_ACK_BEFORE_COMMIT, "ack before commit");
+    expect_found(PLANT_NO_DUPLICATE_CHECK, "no duplicate check");
+    expect_found(PLANT_STALE_GENERATION, "stale generation accepted");
+}
+
+static void test_a_seed_repeats(void)
+{
+    struct sim_result a, b;
+    sim_run(&(struct sim_options){.seed = 7}, &a);
+    sim_run(&(struct sim_options){.seed = 7}, &b);
+    EXPECT(a.events == b.events && a.messages == b.messages && a.simulated_ms == b.simulated_ms &&
+           a.versions == b.versions);
+}
+
+int main(int argc, char **argv)
+{
+    hash_start();
+    if (argc > 1) {
+        struct sim_result r;
+        sim_run(&(struct sim_options){.seed = strtoull(argv[1], NULL, 10),
+                                      .trace = argc > 2,
+                                      .planted = argc > 3 ? (unsigned)strtoul(argv[3], NULL, 10) : 0},
+                &r);
+        printf("%s %s (%" PRIu64 " events, %" PRIu64 " simulated ms, %" PRIu64 " crashes, %" PRIu64 " records, %" PRIu64
+               " segments, %" PRIu64 " versions)\n",
+               r.ok ? "ok" : "FAILED", r.failure, r.events, r.simulated_ms, r.crashes, r.records, r.segments,
+               r.versions);
+        return !r.ok;
+    }
+    RUN(test_a_seed_repeats);
+    RUN(test_planted_bugs_are_found);
+    RUN(test_promises_hold);
+    return harness_end();
+}

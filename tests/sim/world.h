@@ -1,0 +1,175 @@
+/* world.h - what the simulation is made of; shared by sim.c (events), peers.c (clients), checks.c (promises). */
+#ifndef SIM_WORLD_H
+#define SIM_WORLD_H
+
+#include "client/core.h"
+#include "coordinator/core/core.h"
+#include "coordinator/core/state.h"
+#include "memstore.h"
+#include "sim.h"
+#include "worker/core.h"
+#include "worker/plan.h"
+
+enum { WORKERS = 4, PRODUCERS = 2, SUBSCRIBER = WORKERS + PRODUCERS, OPERATOR, NODES, TRAIN_DOMAINS = 2 };
+
+enum happening {
+    HAPPEN_TO_COORDINATOR, /* a frame arrives */
+    HAPPEN_TO_NODE,        /* a frame arrives */
+    HAPPEN_SYNCED,         /* the coordinator's disk holds all batches up to `number` */
+    HAPPEN_AGGREGATED,
+    HAPPEN_JOB,     /* something a node's shell was asked for is done: kind in `number` */
+    HAPPEN_CONNECT, /* a node tries to connect */
+    HAPPEN_GONE,    /* the coordinator hears that a connection is closed */
+    HAPPEN_CRASH,   /* of node `node`; NODES: the coordinator */
+    HAPPEN_RESTART,
+    HAPPEN_CUT,      /* a connection breaks */
+    HAPPEN_OPERATOR, /* the operator does the next thing on the list */
+};
+
+struct happen {
+    uint64_t at_ms, order;
+    enum happening what;
+    int node;
+    uint32_t life; /* of the process it is for: what outlives a crash is dropped */
+    uint64_t conn; /* likewise of the connection */
+    uint64_t number, job;
+    bool evaluate;
+    struct buf bytes;
+    struct aggregated aggregated;
+};
+
+struct record_fact {       /* one record of a producer's source */
+    struct hash16 content; /* keyed, as stored */
+    bool refused;          /* known to be unacceptable */
+    int same_as;           /* index of an earlier record with this content in the same source, or -1 */
+    int replaces;          /* index of an earlier record with this id, or -1 */
+    bool replaced, copied; /* a later record has this id; has this content */
+};
+
+struct node { /* a client process; what is durable of it is marked */
+    int index;
+    enum role role;
+    enum plane plane;
+    struct name key;
+    uint8_t instance[16]; /* durable */
+    uint64_t boot;        /* durable */
+    bool alive;
+    uint32_t life;
+    uint64_t conn;    /* 0: none */
+    uint64_t request; /* of the shell's own hello */
+    bool greeted;
+
+    struct worker_core *worker;
+    struct worker_effects worker_effects;
+    struct view *view;
+    uint64_t session_counter; /* durable */
+    uint8_t session_incarnation[16];
+    struct buf pending; /* durable: packed DeltaCommit */
+    uint64_t job;       /* running in the shell; 0: none */
+
+    struct push_core *push;
+    struct push_effects push_effects;
+    uint32_t read_at; /* next record to hand to the core */
+    uint64_t acked;   /* highest position the core was told is stored */
+    bool done;
+    uint32_t n_records;
+    struct record_fact *facts;
+
+    struct subscribe_core *subscribe;
+    struct buf saved; /* durable */
+    bool waiting;     /* for the answer to the effect at hand */
+    uint64_t asked_at;
+    uint64_t current; /* durable: swapped in */
+    bool has_current;
+};
+
+struct version_seen {
+    bool known;
+    struct digest manifest;
+};
+
+struct lease_seen {
+    uint64_t id;
+    uint32_t generation; /* newest that was granted */
+    bool done;
+    struct digest work; /* what was trained for it: the same whoever did it */
+};
+
+struct world {
+    struct sim_options options;
+    struct sim_result *result;
+    struct rng rng;
+    uint64_t now_ms, order;
+    bool faults; /* false: the peace at the end */
+    double loss, duplicate, cut;
+
+    struct happen *queue; /* binary heap by (at_ms, order) */
+    size_t n_queue, cap_queue;
+
+    struct core_config config;
+    struct core *core; /* NULL: down */
+    struct effects effects;
+    uint32_t life;
+    uint64_t next_conn, incarnation;
+    struct memstore disk; /* durable */
+    struct unsynced {
+        uint64_t seq;
+        struct batch batch;
+    } * unsynced;
+    size_t n_unsynced, cap_unsynced;
+    uint64_t seq_durable;
+    bool sync_running;
+    struct digest *blobs; /* durable at the coordinator */
+    size_t n_blobs, cap_blobs;
+    struct conn {
+        uint64_t conn;
+        int node;
+    } * conns;
+    size_t n_conns, cap_conns;
+
+    struct node nodes[NODES];
+    uint32_t operator_step;
+
+    struct version_seen *versions;
+    size_t n_versions;
+    struct lease_seen *leases;
+    size_t n_leases, cap_leases;
+};
+
+/* sim.c */
+void schedule(struct world *w, uint64_t in_ms, struct happen happen); /* takes happen.bytes */
+void send_frame(struct world *w, struct node *node, uint16_t verb, uint64_t request, const ProtobufCMessage *message);
+bool blob_held(const struct world *w, const struct digest *digest);
+void blob_hold(struct world *w, const struct digest *digest);
+typedef bool pair_fn(void *user, struct bytes key, struct bytes value);
+void disk_scan(const struct world *w, uint8_t family, pair_fn *each, void *user); /* until it says false */
+bool chance(struct world *w, double p);
+uint64_t between(struct world *w, uint64_t low, uint64_t high); /* inclusive */
+void fail(struct world *w, const char *format, ...) __attribute__((format(printf, 2, 3)));
+void trace(struct world *w, const char *format, ...) __attribute__((format(printf, 2, 3)));
+
+/* peers.c: the shells of the clients */
+void peer_start(struct world *w, struct node *node);
+void peer_crash(struct world *w, struct node *node);
+void peer_connected(struct world *w, struct node *node);
+void peer_cut(struct world *w, struct node *node);
+void peer_message(struct world *w, struct node *node, uint16_t verb, uint64_t request, const ProtobufCMessage *message);
+void peer_job(struct world *w, struct node *node, const struct happen *h);
+uint64_t peer_deadline(const struct world *w, const struct node *node);
+void peer_tick(struct world *w, struct node *node);
+bool peer_finished(const struct world *w, const struct node *node);
+void source_make(struct world *w, struct node *node, uint32_t n);
+void source_free(struct node *node);
+
+/* checks.c: the promises */
+void check_acked(struct world *w, const struct node *producer, uint64_t position); /* 1 */
+void check_store(struct world *w);                                                 /* 1 and 2, on the durable state */
+void check_grant(struct world *w, const Alv__Lease *lease);                        /* 2 */
+void check_lease(struct world *w, const Alv__Lease *lease, const struct digest *work);                /* 3 and 6 */
+void check_sample(struct world *w, const Alv__Lease *lease, const struct plan *plan);                 /* 3 */
+void check_manifest(struct world *w, uint64_t number, struct bytes manifest, struct bytes signature); /* 5 */
+void check_swap(struct world *w, const struct node *subscriber, uint64_t number);                     /* 5 */
+void check_round(struct world *w); /* one round, disjoint leases */
+bool all_settled(struct world *w);
+
+#endif
