@@ -485,7 +485,7 @@ enum status release_rollback(struct core *core, const struct event *event, struc
     struct manifest m = {.number = core->counters.version + 1,
                          .parent = c->number,
                          .rollback_of = c->number,
-                         .flags = MANIFEST_UNGATED,
+                         .flags = MANIFEST_UNGATED | MANIFEST_ROLLBACK,
                          .step_factor = 1};
     manifest_digest(old.manifest.data, old.manifest.len, &m.parent_manifest);
     snprintf(m.verdict, sizeof m.verdict, "rollback to version %llu by %s; %llu segments return to pending",
