@@ -1,11 +1,11 @@
 #include "worker/core.h"
 
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "base/check.h"
 #include "base/hash.h"
+#include "proto/record.h"
 #include "worker/plan.h"
 
 enum {
@@ -63,6 +63,15 @@ struct worker_core {
 };
 
 static void next(struct worker_core *core, struct worker_effects *out);
+
+/* Truncates to fit, between characters: the codec refuses what is not UTF-8, our own messages too. */
+static void copy_text(char *out, size_t size, const char *text)
+{
+    size_t len = strlen(text);
+    len = utf8_prefix(text, len < size ? len : size - 1);
+    memcpy(out, text, len);
+    out[len] = 0;
+}
 
 /* ---- effects */
 
@@ -124,7 +133,7 @@ static void stop(struct worker_core *core, struct worker_effects *out, enum stat
     core->phase = PHASE_STOPPED;
     struct worker_effect *e = effect(core, out, WORKER_STOPPED, NULL);
     e->stopped.status = status;
-    snprintf(e->stopped.text, sizeof e->stopped.text, "%s", text);
+    copy_text(e->stopped.text, sizeof e->stopped.text, text);
 }
 
 /* ---- asking */
@@ -242,7 +251,7 @@ static void return_task(struct worker_core *core, const char *reason)
 {
     Alv__TaskReturn back = ALV__TASK_RETURN__INIT;
     char text[LIMIT_TEXT_BYTES];
-    snprintf(text, sizeof text, "%s", reason);
+    copy_text(text, sizeof text, reason);
     back.task = core->task.id;
     back.generation = core->task.generation;
     back.evaluate = core->task.evaluate;
@@ -258,7 +267,7 @@ static void settle(struct worker_core *core, struct worker_effects *out, bool ac
     struct worker_effect *e = effect(core, out, WORKER_SETTLED, NULL);
     memcpy(e->settled.delta.b, core->commit->delta->digest.data, DIGEST_LEN);
     e->settled.accepted = accepted;
-    snprintf(e->settled.reason, sizeof e->settled.reason, "%s", reason);
+    copy_text(e->settled.reason, sizeof e->settled.reason, reason);
     core->leases_done += accepted;
     core->deltas_refused += !accepted;
     drop(core->commit);
@@ -355,7 +364,7 @@ static void task_failed(struct worker_core *core, enum status status, const char
 {
     core->failures++;
     core->failure_status = status == ST_OK ? ST_INTERNAL : status;
-    snprintf(core->failure.text, sizeof core->failure.text, "%s", text);
+    copy_text(core->failure.text, sizeof core->failure.text, text);
     core->not_before = core->now + pause_ms(core, core->failures + 2);
     return_task(core, text);
 }
@@ -719,7 +728,7 @@ static void on_job(struct worker_core *core, const struct worker_event *event, s
         if (!core->task.evaluate && event->progress.tokens_per_s)
             core->tokens_per_s = event->progress.tokens_per_s;
     } else if (event->kind == WORKER_PREPARED && phase == PHASE_PREPARE) {
-        snprintf(core->fingerprint, sizeof core->fingerprint, "%s", event->fingerprint);
+        copy_text(core->fingerprint, sizeof core->fingerprint, event->fingerprint);
         core->prepared = true;
         next(core, out);
     } else if (event->kind == WORKER_EXCLUDED && phase == PHASE_EXCLUDE && core->excluding) {

@@ -62,15 +62,15 @@ static enum status corrupt(const struct home *home, const char *name, struct err
 static enum status load_instance(struct home *home, struct err *err)
 {
     struct buf text = {0};
-    char hex[2 * 16 + 2];
+    char hex[2 * 16 + 1], line[2 * 16 + 2];
     enum status status = read_small(home, "instance", &text, err);
     if (status == ST_OK && (text.len != 33 || !hex_decode((char *)text.data, 32, home->instance, 16)))
         status = corrupt(home, "instance", err);
     if (status == ST_NOT_FOUND) {
         random_bytes(home->instance, 16);
         hex_encode(home->instance, 16, hex);
-        strcat(hex, "\n");
-        status = write_small(home, "instance", hex, err);
+        snprintf(line, sizeof line, "%.32s\n", hex);
+        status = write_small(home, "instance", line, err);
     }
     buf_release(&text);
     return status;
