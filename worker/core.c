@@ -594,7 +594,14 @@ static void refused(struct worker_core *core, enum slot slot, enum status status
         drop_task(core);
         next(core, out);
         break;
-    default: /* HELLO, TASK_REQUEST, EXCLUSIONS_GET: no way to go on */
+    case VERB_HELLO: { /* when it is the base that is wrong, both names are wanted */
+        struct err err;
+        err_set(&err, status, "the coordinator refuses this worker (base %s): %s",
+                core->config.card.base_name[0] ? core->config.card.base_name : "without a name", text);
+        stop(core, out, status, err.text);
+        break;
+    }
+    default: /* TASK_REQUEST, EXCLUSIONS_GET: no way to go on */
         stop(core, out, status, text);
     }
 }

@@ -549,7 +549,9 @@ static void test_refused_for_good(void)
     bench_end(&b);
     bench_start(&b, 0, NULL, NULL); /* a newer start of this instance took its place */
     refuse(&b, request_of(&b, VERB_HELLO), ST_CONFLICT, 0);
-    EXPECT(find(&b, WORKER_STOPPED) != NULL);
+    const struct worker_effect *stopped = find(&b, WORKER_STOPPED);
+    if (EXPECT(stopped != NULL))
+        EXPECT(strstr(stopped->stopped.text, "tiny") && strstr(stopped->stopped.text, "no"));
     bench_end(&b);
 }
 
