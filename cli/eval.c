@@ -3,7 +3,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "cli/engine.h"
+#include "cli/local.h"
 #include "cli/print.h"
 #include "model/evaluate.h"
 
@@ -54,7 +54,7 @@ static enum status score(struct evaluator *evaluator, const struct corpus *corpu
 
 static enum status run_eval(const struct options *o, const struct args *args, struct err *err)
 {
-    struct engine engine = {0};
+    struct local engine = {0};
     struct lora lora = {0};
     struct corpus corpus = {0};
     struct evaluator *evaluator = NULL;
@@ -67,7 +67,7 @@ static enum status run_eval(const struct options *o, const struct args *args, st
         json_decref(list);
         return cli_usage(o, err, "--base and at least one file are needed");
     }
-    enum status st = engine_open(args->base, &engine, err);
+    enum status st = local_open(args->base, &engine, err);
     if (st == ST_OK && args->adapter)
         st = lora_read(args->adapter, base_arch(engine.base), &lora, err);
     else if (st == ST_OK) /* the evaluator wants a shape, although nothing will have it */
@@ -75,13 +75,13 @@ static enum status run_eval(const struct options *o, const struct args *args, st
     for (int i = 0; i < o->n_rest && st == ST_OK; i++)
         st = corpus_add(&corpus, &engine, o->rest[i], (uint32_t)i, args->seq, err);
     if (st == ST_OK)
-        st = engine_load(&engine, err);
+        st = local_load(&engine, err);
     if (st != ST_OK)
         goto done;
     evaluator_defaults(&lora.shape, &config);
     config.seq_max = args->seq;
     config.rows_max = args->seq > config.rows_max ? args->seq : config.rows_max;
-    config.threads = engine_threads(args->threads);
+    config.threads = local_threads(args->threads);
     config.ops = args->backend ? OPS_REF : OPS_BLAS;
     st = evaluator_new(engine.weights, &config, &evaluator, err);
     if (st != ST_OK)
@@ -119,7 +119,7 @@ done:
     free(targets);
     corpus_release(&corpus);
     lora_release(&lora);
-    engine_release(&engine);
+    local_release(&engine);
     return st;
 }
 

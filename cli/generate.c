@@ -6,7 +6,7 @@
 #include <stdio.h>
 #include <string.h>
 
-#include "cli/engine.h"
+#include "cli/local.h"
 #include "cli/print.h"
 
 struct args {
@@ -58,7 +58,7 @@ static bool on_token(void *arg, uint32_t token)
     return poll(&stop, 1, 0) <= 0;
 }
 
-static enum status make_prompt(const struct args *args, const struct engine *engine, struct token_buf *ids,
+static enum status make_prompt(const struct args *args, const struct local *engine, struct token_buf *ids,
                                struct err *err)
 {
     if (!args->chat) {
@@ -78,7 +78,7 @@ static enum status make_prompt(const struct args *args, const struct engine *eng
 
 static enum status run_generate(const struct options *o, const struct args *args, struct err *err)
 {
-    struct engine engine = {0};
+    struct local engine = {0};
     struct lora lora = {0};
     struct token_buf prompt = {0};
     struct generate_options options;
@@ -86,13 +86,13 @@ static enum status run_generate(const struct options *o, const struct args *args
     if (!args->base || !args->prompt || o->n_rest)
         return cli_usage(o, err,
                          o->n_rest ? "it takes no arguments (--prompt TEXT)" : "--base and --prompt are needed");
-    enum status st = engine_open(args->base, &engine, err);
+    enum status st = local_open(args->base, &engine, err);
     if (st == ST_OK && args->adapter)
         st = lora_read(args->adapter, base_arch(engine.base), &lora, err);
     if (st == ST_OK)
         st = make_prompt(args, &engine, &prompt, err);
     if (st == ST_OK)
-        st = engine_load(&engine, err);
+        st = local_load(&engine, err);
     if (st == ST_OK) {
         struct run run = {.tokenizer = engine.tokenizer, .stop_fd = cli_stop_fd()};
         if (tokenizer_eos(engine.tokenizer) != TOKEN_NONE)
@@ -104,7 +104,7 @@ static enum status run_generate(const struct options *o, const struct args *args
         options.seed = args->seed;
         options.stop = stop;
         options.n_stop = n_stop;
-        options.threads = engine_threads(args->threads);
+        options.threads = local_threads(args->threads);
         options.ops = args->backend ? OPS_REF : OPS_BLAS;
         st = generate(engine.weights, &lora.shape, lora.block, prompt.ids, (uint32_t)prompt.n, &options, on_token, &run,
                       err);
@@ -119,7 +119,7 @@ static enum status run_generate(const struct options *o, const struct args *args
     }
     token_buf_release(&prompt);
     lora_release(&lora);
-    engine_release(&engine);
+    local_release(&engine);
     return st;
 }
 

@@ -9,7 +9,7 @@
 
 #include "base/clock.h"
 #include "base/hash.h"
-#include "cli/engine.h"
+#include "cli/local.h"
 #include "cli/print.h"
 #include "model/trainer.h"
 
@@ -105,8 +105,8 @@ static enum status one_step(const struct args *args, const struct corpus *corpus
     return st;
 }
 
-static enum status write_adapter(const struct args *args, const struct engine *engine,
-                                 const struct adapter_shape *shape, const float *block, struct err *err)
+static enum status write_adapter(const struct args *args, const struct local *engine, const struct adapter_shape *shape,
+                                 const float *block, struct err *err)
 {
     struct card card;
     struct buf peft = {0}, gguf = {0}, config = {0};
@@ -205,7 +205,7 @@ static enum status start_factors(const struct args *args, const struct arch *arc
     return st;
 }
 
-static enum status read_data(const struct options *o, const struct args *args, const struct engine *engine,
+static enum status read_data(const struct options *o, const struct args *args, const struct local *engine,
                              struct corpus *corpus, struct err *err)
 {
     enum status st = ST_OK;
@@ -224,7 +224,7 @@ static enum status read_data(const struct options *o, const struct args *args, c
 
 static enum status run_train(const struct options *o, const struct args *args, struct err *err)
 {
-    struct engine engine = {0};
+    struct local engine = {0};
     struct lora lora = {0};
     struct corpus corpus = {0};
     struct trainer *trainer = NULL;
@@ -234,7 +234,7 @@ static enum status run_train(const struct options *o, const struct args *args, s
     uint32_t done = 0;
     if (!args->base || (!args->dry_run && (!args->out || (!args->data.n && !o->n_rest))))
         return cli_usage(o, err, "--base, --data and --out are needed");
-    enum status st = engine_open(args->base, &engine, err);
+    enum status st = local_open(args->base, &engine, err);
     if (st == ST_OK)
         st = start_factors(args, base_arch(engine.base), &lora, err);
     if (st != ST_OK)
@@ -246,7 +246,7 @@ static enum status run_train(const struct options *o, const struct args *args, s
     config.warmup_steps = args->warmup;
     config.seq_max = args->seq;
     config.rows_max = args->micro_rows;
-    config.threads = engine_threads(args->threads);
+    config.threads = local_threads(args->threads);
     config.ops = args->backend ? OPS_REF : OPS_BLAS;
     config.memory_max = args->memory;
     st = trainer_plan(base_arch(engine.base), &config, &plan, err);
@@ -256,7 +256,7 @@ static enum status run_train(const struct options *o, const struct args *args, s
         goto finish;
     st = read_data(o, args, &engine, &corpus, err);
     if (st == ST_OK)
-        st = engine_load(&engine, err);
+        st = local_load(&engine, err);
     if (st == ST_OK)
         st = trainer_new(engine.weights, &config, &trainer, err);
     if (st != ST_OK)
@@ -277,7 +277,7 @@ finish:
     trainer_free(trainer);
     corpus_release(&corpus);
     lora_release(&lora);
-    engine_release(&engine);
+    local_release(&engine);
     return st;
 }
 

@@ -1,6 +1,6 @@
-/* engine.h - what train, eval and generate share: a base in memory, an adapter from a file, text as windows of tokens. */
-#ifndef CLI_ENGINE_H
-#define CLI_ENGINE_H
+/* local.h - what train, eval and generate share: a base in memory, an adapter from a file, text as windows of tokens. */
+#ifndef CLI_LOCAL_H
+#define CLI_LOCAL_H
 
 #include "adapter/adapter.h"
 #include "cli/cli.h"
@@ -10,16 +10,16 @@
 #include "model/tokenizer.h"
 #include "model/weights.h"
 
-struct engine {
+struct local {
     struct base *base;
     const struct tokenizer *tokenizer; /* of the base */
-    struct weights *weights;           /* NULL until engine_load() */
+    struct weights *weights;           /* NULL until local_load() */
 };
-enum status engine_open(const char *path, struct engine *out, struct err *err);
-enum status engine_load(struct engine *engine, struct err *err); /* dequantises: seconds */
-void engine_release(struct engine *engine);
+enum status local_open(const char *path, struct local *out, struct err *err);
+enum status local_load(struct local *engine, struct err *err); /* dequantises: seconds */
+void local_release(struct local *engine);
 
-uint32_t engine_threads(uint32_t wanted); /* 0: the CPUs this process may use */
+uint32_t local_threads(uint32_t wanted); /* 0: the CPUs this process may use */
 
 struct lora { /* zeroed: none */
     struct adapter_shape shape;
@@ -42,13 +42,13 @@ struct corpus {
     uint64_t records, bytes, refused;
 };
 /* What is refused is named on standard error and counted. Chats are rendered with the base's template. */
-enum status corpus_add(struct corpus *corpus, const struct engine *engine, const char *path, uint32_t index,
+enum status corpus_add(struct corpus *corpus, const struct local *engine, const char *path, uint32_t index,
                        uint32_t seq, struct err *err);
 struct sample corpus_sample(const struct corpus *corpus, size_t window);
 void corpus_release(struct corpus *corpus);
 
 /* Chat messages as JSON ([{"role","content"}]) to ids and mask. */
-enum status render_chat(const struct engine *engine, const char *json, size_t len, bool ask, struct token_buf *ids,
+enum status render_chat(const struct local *engine, const char *json, size_t len, bool ask, struct token_buf *ids,
                         struct buf *mask, struct err *err);
 
 #endif

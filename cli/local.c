@@ -1,4 +1,4 @@
-#include "cli/engine.h"
+#include "cli/local.h"
 
 #include <sched.h>
 #include <stdio.h>
@@ -12,32 +12,32 @@
 
 enum { CONFIG_BYTES_MAX = 1 << 20, MESSAGES_MAX = 4096 };
 
-enum status engine_open(const char *path, struct engine *out, struct err *err)
+enum status local_open(const char *path, struct local *out, struct err *err)
 {
-    struct engine e = {0};
+    struct local e = {0};
     enum status st = base_open(path, &e.base, err);
     if (st == ST_OK)
         st = base_tokenizer(e.base, &e.tokenizer, err);
     if (st == ST_OK)
         *out = e;
     else
-        engine_release(&e);
+        local_release(&e);
     return st;
 }
 
-enum status engine_load(struct engine *engine, struct err *err)
+enum status local_load(struct local *engine, struct err *err)
 {
     return weights_load(engine->base, &engine->weights, err);
 }
 
-void engine_release(struct engine *engine)
+void local_release(struct local *engine)
 {
     weights_free(engine->weights);
     base_close(engine->base);
-    *engine = (struct engine){0};
+    *engine = (struct local){0};
 }
 
-uint32_t engine_threads(uint32_t wanted)
+uint32_t local_threads(uint32_t wanted)
 {
     cpu_set_t set;
     if (wanted)
@@ -127,7 +127,7 @@ void lora_release(struct lora *lora)
 
 /* ---- text ------------------------------------------------------------------------------------------------------------ */
 
-enum status render_chat(const struct engine *engine, const char *json, size_t len, bool ask, struct token_buf *ids,
+enum status render_chat(const struct local *engine, const char *json, size_t len, bool ask, struct token_buf *ids,
                         struct buf *mask, struct err *err)
 {
     static const char *const roles[] = {"system", "user", "assistant"};
@@ -181,7 +181,7 @@ static void cut(struct corpus *corpus, size_t from, uint32_t index, uint32_t seq
     }
 }
 
-static enum status add_record(struct corpus *corpus, const struct engine *engine, const Alv__Record *record,
+static enum status add_record(struct corpus *corpus, const struct local *engine, const Alv__Record *record,
                               uint32_t index, uint32_t seq, struct err *err)
 {
     size_t from = corpus->tokens.n;
@@ -204,7 +204,7 @@ static enum status add_record(struct corpus *corpus, const struct engine *engine
     return ST_OK;
 }
 
-enum status corpus_add(struct corpus *corpus, const struct engine *engine, const char *path, uint32_t index,
+enum status corpus_add(struct corpus *corpus, const struct local *engine, const char *path, uint32_t index,
                        uint32_t seq, struct err *err)
 {
     const struct source_options options = {.refused = on_refused};
