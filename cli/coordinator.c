@@ -1,6 +1,8 @@
 /* alluvium coordinator: serves a line until it is told to stop. */
 #include "coordinator/coordinator.h"
 
+#include <signal.h>
+
 #include "base/log.h"
 #include "cli/cli.h"
 
@@ -19,6 +21,21 @@ static const struct option_row rows[] = {
     OPTION(struct args, reserve, OPTION_BYTES, "reserve", 0, "BYTES", "disk space that is left free"),
     OPTION(struct args, upload, OPTION_BYTES, "upload", 0, "BYTES", "deltas on their way in, all workers together"),
 };
+
+static void heard(int signal_number)
+{
+    (void)signal_number;
+}
+
+/* The program links a BLAS library that starts threads before main(). They do not have the signals blocked which
+ * coordinator_run() waits for, so a signal may reach one of them, and its default action would end the process: a handler
+ * that tells the loop (or, for SIGHUP, does nothing: the keys are looked at before every message) is what they get. */
+static int signals_for_any_thread(void)
+{
+    struct sigaction action = {.sa_handler = heard, .sa_flags = SA_RESTART};
+    sigaction(SIGHUP, &action, NULL);
+    return cli_stop_fd();
+}
 
 int cmd_coordinator(int argc, char **argv)
 {
@@ -53,7 +70,7 @@ int cmd_coordinator(int argc, char **argv)
         .http_port = (uint16_t)args.http_port,
         .reserve_bytes = args.reserve,
         .upload_bytes = args.upload,
-        .stop_fd = -1,
+        .stop_fd = signals_for_any_thread(),
     };
     enum status st = o.n_rest ? cli_usage(&o, &err, "it takes no arguments") : coordinator_run(&options, &err);
     return cli_end(&o, st, &err);
