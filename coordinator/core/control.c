@@ -1,5 +1,4 @@
 /* What operators ask for, audited. A request with a token is carried out once; its retries get the first answer. */
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -63,8 +62,8 @@ static void audit(struct core *core, const struct event *event)
 {
     const Alv__Control *c = (const Alv__Control *)event->message;
     struct state_audit v = {.wall_s = core->wall_s, .key = event->peer.key, .verb = (uint32_t)c->verb};
-    snprintf(v.text, sizeof v.text, "number=%llu name=%.63s value=%.63s domain=%.63s record=%.255s keep=%d",
-             (unsigned long long)c->number, c->name, c->value, c->domain, c->record, c->keep);
+    FORMAT(v.text, "number=%llu name=%.63s value=%.63s domain=%.63s record=%.255s keep=%d",
+           (unsigned long long)c->number, c->name, c->value, c->domain, c->record, c->keep);
     PUT(core, FAMILY_AUDIT, key_u64('a', ++core->counters.audit), state_audit, &v);
     core->counters_dirty = true;
 }

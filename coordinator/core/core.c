@@ -1,8 +1,6 @@
 /* The step: dispatch, the one batch, and what is sent when. */
 #include "coordinator/core/core.h"
 
-#include <stdarg.h>
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -87,14 +85,8 @@ void reply_ok(struct core *core, const struct peer *peer, uint64_t request, enum
     reply(core, peer, request, verb, ok);
 }
 
-void refuse(struct core *core, const struct event *event, enum status status, uint32_t retry_ms, const char *format,
-            ...)
+void refuse_text(struct core *core, const struct event *event, enum status status, uint32_t retry_ms, const char *text)
 {
-    char text[LIMIT_TEXT_BYTES];
-    va_list args;
-    va_start(args, format);
-    vsnprintf(text, sizeof text, format, args);
-    va_end(args);
     Alv__Error *e = new_message(&alv__error__descriptor);
     e->status = status;
     e->text = xstrdup(text);
@@ -118,14 +110,6 @@ void wake(struct core *core, uint64_t at_ms)
 {
     if (at_ms < core->deadline)
         core->deadline = at_ms;
-}
-
-void alarm_text(struct core *core, const char *format, ...)
-{
-    va_list args;
-    va_start(args, format);
-    vsnprintf(core->refused_alarm, sizeof core->refused_alarm, format, args);
-    va_end(args);
 }
 
 static void put_applied(struct batch *batch, uint64_t seq)
@@ -620,8 +604,8 @@ static void message(struct core *core, const struct event *event)
         const Alv__Serving *s = (const Alv__Serving *)event->message;
         m->staged = s->staged;
         m->serving = s->serving;
-        snprintf(m->target, sizeof m->target, "%s", s->target);
-        snprintf(m->error, sizeof m->error, "%s", s->error);
+        FORMAT(m->target, "%s", s->target);
+        FORMAT(m->error, "%s", s->error);
         reply_ok(core, &event->peer, event->request, VERB_SERVING_OK);
         break;
     }

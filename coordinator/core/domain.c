@@ -59,8 +59,8 @@ enum status domain_override(struct domain *d, const char *name, const char *valu
         return err_set(err, ST_LIMIT, "%s: value too long, or too many settings of this domain", name);
     if (i == d->d.n_overrides)
         d->d.n_overrides++;
-    strcpy(d->d.overrides[i].name, name); /* settings_for_domain: our own short names */
-    strcpy(d->d.overrides[i].value, value);
+    text_copy(d->d.overrides[i].name, sizeof d->d.overrides[i].name, name);
+    text_copy(d->d.overrides[i].value, sizeof d->d.overrides[i].value, value);
     d->settings = next;
     d->dirty = true;
     return ST_OK;

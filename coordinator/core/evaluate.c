@@ -4,7 +4,6 @@
  * and a restart only repeats the tasks whose results were not stored. Windows are looked at in a seeded order, so that a
  * look is a sample of all documents. */
 #include <math.h>
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -53,7 +52,7 @@ void evaluate_load(struct core *core, uint64_t task, const struct state_losses *
 {
     struct evaluation *e = &core->eval;
     note_stored(e, task);
-    snprintf(e->fingerprint, sizeof e->fingerprint, "%s", losses->fingerprint);
+    FORMAT(e->fingerprint, "%s", losses->fingerprint);
     if (losses->second || !losses->n)
         return;
     e->loaded = xrealloc_array(e->loaded, e->n_loaded + losses->n, sizeof *e->loaded);
@@ -337,7 +336,7 @@ static bool read_losses(const struct core *core, const struct eval_task *t, cons
         if (!isfinite(w->candidate) || w->candidate < 0 || w->candidate > w->reference + NOT_FINITE_NATS * w->tokens)
             w->candidate = w->reference + NOT_FINITE_NATS * w->tokens;
     }
-    snprintf(out->fingerprint, sizeof out->fingerprint, "%s", r->fingerprint);
+    FORMAT(out->fingerprint, "%s", r->fingerprint);
     out->second = t->second;
     return true;
 }
@@ -391,7 +390,7 @@ void evaluate_result(struct core *core, const struct event *event, struct member
     }
     apply(core, t, &losses);
     if (!core->eval.fingerprint[0])
-        snprintf(core->eval.fingerprint, sizeof core->eval.fingerprint, "%s", losses.fingerprint);
+        FORMAT(core->eval.fingerprint, "%s", losses.fingerprint);
     PUT(core, FAMILY_MATRIX, key_pair('e', core->round.number, t->id), state_losses, &losses);
     note_stored(&core->eval, t->id);
     ask_twice(core, t, m);

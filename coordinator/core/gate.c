@@ -1,8 +1,9 @@
 #include "coordinator/core/gate.h"
 
 #include <math.h>
-#include <stdio.h>
 #include <string.h>
+
+#include "coordinator/core/text.h"
 
 static const double SPENT[GATE_LOOKS] = {0.25, 0.25, 0.5};
 
@@ -152,8 +153,11 @@ void gate_sentence(const struct gate_domain *domains, uint32_t n, enum gate_outc
         if (domains[i].n && (!worst || domains[i].high - domains[i].budget > worst->high - worst->budget))
             worst = &domains[i];
     }
-    int used = snprintf(out, size, "%s: %u domains, %u not measured", gate_outcome_name(outcome), n, blind);
-    if (worst && used > 0 && (size_t)used < size)
-        snprintf(out + used, size - (size_t)used, "; nearest to its budget %s, %+.4f (at most %+.4f) nats per token",
-                 worst->name.s, worst->mean, worst->high);
+    struct buf text = {0};
+    buf_printf(&text, "%s: %u domains, %u not measured", gate_outcome_name(outcome), n, blind);
+    if (worst)
+        buf_printf(&text, "; nearest to its budget %s, %+.4f (at most %+.4f) nats per token", worst->name.s,
+                   worst->mean, worst->high);
+    text_copy(out, size, buf_cstr(&text));
+    buf_release(&text);
 }

@@ -1,6 +1,5 @@
 /* Records in: validated, told apart from what is there, split off for the probe, cut, appended, acknowledged. */
 #include <sodium.h>
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -178,7 +177,7 @@ void intake_open(struct core *core, const struct event *event)
             return;
         }
         struct state_stream s = {.key = event->peer.key, .domain = d->id};
-        snprintf(s.source, sizeof s.source, "%s", open->source);
+        FORMAT(s.source, "%s", open->source);
         id = core->counters.stream++;
         core->counters_dirty = true;
         CHECK(stream_add(core, id, &s));
@@ -302,14 +301,12 @@ static uint32_t pieces_of(const struct push *p, const struct record_view *view)
 }
 
 /* Cuts a record and appends its segments; tells where they went. */
-static void append_record(struct push *p, const struct record_view *view, const struct push_facts *facts,
-                          bool replaces_probe, struct state_place *place)
+static void append_record(struct push *p, const struct record_view *view, const struct digest *digest,
+                          const struct push_facts *facts, bool replaces_probe, struct state_place *place)
 {
-    struct digest digest;
     char hex[DIGEST_HEX_SIZE];
     struct bytes name, group, rest = view->text;
-    record_digest(view, &digest);
-    record_names(view, &digest, hex, &name, &group);
+    record_names(view, digest, hex, &name, &group);
     uint64_t held_out = keyed(p->core, "held out", p->d->id, group), near = keyed(p->core, "group", p->d->id, group);
     bool probe = held_out % 1000 < p->d->settings.heldout_permille;
     struct state_segment s = {.kind = (uint8_t)view->kind, .pieces = pieces_of(p, view), .content = facts->content};
@@ -344,7 +341,8 @@ static Alv__Refusal check_record(const struct push *p, const struct record_view 
     return chat_valid(view->text) ? ALV__REFUSAL__REFUSAL_NONE : ALV__REFUSAL__REFUSAL_BAD_CHAT;
 }
 
-static void take_record(struct push *p, uint32_t index, const struct record_view *view, const struct push_facts *facts)
+static void take_record(struct push *p, uint32_t index, const struct record_view *view, const struct digest *digest,
+                        const struct push_facts *facts)
 {
     struct core *core = p->core;
     Alv__Refusal reason = check_record(p, view);
@@ -377,7 +375,7 @@ static void take_record(struct push *p, uint32_t index, const struct record_view
         p->ack->duplicates++;
     } else {
         struct state_place place;
-        append_record(p, view, facts, was_probe, &place);
+        append_record(p, view, digest, facts, was_probe, &place);
         if (id.n == REVISIONS_MAX) {
             erase_payload(core, &id.places[0]);
             memmove(id.places, id.places + 1, (REVISIONS_MAX - 1) * sizeof id.places[0]);
@@ -423,6 +421,7 @@ static bool has_room(struct core *core, const struct event *event, const struct 
     return false;
 }
 
+/* What the chain becomes over a batch. */
 static void chain(struct digest *rolling, const Alv__PushBatch *batch)
 {
     for (size_t i = 0; i < batch->n_records; i++) {
@@ -485,11 +484,15 @@ void intake_push(struct core *core, const struct event *event)
         return;
     struct push p = {.core = core, .d = d, .ack = new_message(&alv__push_ack__descriptor)};
     p.ack->refused = xcalloc(batch->n_records, sizeof *p.ack->refused);
+    struct digest rolling = s->rolling;
     p.ack->train_first = d->d.train_next;
     p.ack->probe_first = d->d.probe_next;
     for (uint32_t i = 0; i < batch->n_records; i++) {
         struct record_view view = record_of(batch->records[i]);
-        take_record(&p, i, &view, &event->facts[i]);
+        struct digest digest;
+        record_digest(&view, &digest);
+        record_chain(&rolling, &view, &digest);
+        take_record(&p, i, &view, &digest, &event->facts[i]);
     }
     flush(&p);
     d->d.probe_set += p.probe_changed;
@@ -501,7 +504,7 @@ void intake_push(struct core *core, const struct event *event)
     s->last_rolling = s->rolling;
     s->position += batch->n_records;
     p.ack->position = s->position;
-    chain(&s->rolling, batch);
+    s->rolling = rolling;
     buf_clear(&s->last_ack);
     size_t len = alv__push_ack__get_packed_size(p.ack);
     alv__push_ack__pack(p.ack, buf_extend(&s->last_ack, len));

@@ -13,6 +13,7 @@
 #include "coordinator/core/gate.h"
 #include "coordinator/core/map.h"
 #include "coordinator/core/state.h"
+#include "coordinator/core/text.h"
 
 enum {
     STREAMS_MAX = 1 << 18,          /* (key, source, domain) ever pushed; each some 400 bytes */
@@ -266,11 +267,16 @@ void delete_key(struct core *core, uint8_t family, struct state_key key);
 void wake(struct core *core, uint64_t at_ms); /* a TICK is wanted by then */
 void reply(struct core *core, const struct peer *peer, uint64_t request, enum verb verb, void *message /* owned */);
 void reply_ok(struct core *core, const struct peer *peer, uint64_t request, enum verb verb);
-void refuse(struct core *core, const struct event *event, enum status status, uint32_t retry_ms, const char *format,
-            ...) __attribute__((format(printf, 5, 6)));
+void refuse_text(struct core *core, const struct event *event, enum status status, uint32_t retry_ms, const char *text);
+/* refuse(core, event, status, retry_ms, format, ...) */
+#define refuse(core, event, status, retry_ms, ...)                        \
+    do {                                                                  \
+        struct err refuse_;                                               \
+        err_set(&refuse_, (status), __VA_ARGS__);                         \
+        refuse_text((core), (event), (status), (retry_ms), refuse_.text); \
+    } while (0)
 void drop_blob(struct core *core, const struct digest *digest);
 struct effect *add_effect(struct core *core, enum effect_kind kind);
-void alarm_text(struct core *core, const char *format, ...) __attribute__((format(printf, 2, 3)));
 void *new_message(const ProtobufCMessageDescriptor *descriptor);
 void set_bytes(ProtobufCBinaryData *field, const void *data, size_t len);
 const struct state_session *session_now(const struct core *core);

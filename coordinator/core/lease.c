@@ -1,6 +1,5 @@
 /* Leases: granted with a generation that is stored before the task leaves, kept alive by progress, given to another when
  * their holder is silent. A delta counts while its lease has not been granted again. */
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -74,7 +73,7 @@ void lease_hold(struct core *core, uint32_t index, const char *reason)
     held.q =
         (struct state_quarantine){.lease = l->s.id, .round = l->s.round, .wall_s = core->wall_s, .n = l->s.n_ranges};
     held.q.ranges = xmemdup(l->s.ranges, l->s.n_ranges * sizeof *l->s.ranges);
-    snprintf(held.q.reason, sizeof held.q.reason, "%s", reason);
+    FORMAT(held.q.reason, "%s", reason);
     core->counters_dirty = true;
     for (uint32_t i = 0; i < l->s.n_ranges; i++) /* never replayed: recorded before it is settled */
         exclusion_add(core, core->domains[l->s.ranges[i].domain.v], l->s.ranges[i].first, l->s.ranges[i].count,
@@ -95,7 +94,7 @@ static void give_back(struct core *core, uint32_t index, bool failed)
     core->n_open++;
     l->s.attempts += failed;
     if (l->s.attempts >= core->config.settings.lease_attempts) {
-        snprintf(reason, sizeof reason, "no worker finished it in %u attempts", l->s.attempts);
+        FORMAT(reason, "no worker finished it in %u attempts", l->s.attempts);
         lease_hold(core, index, reason);
         return;
     }
@@ -248,7 +247,7 @@ void lease_serve(struct core *core)
 void lease_request(struct core *core, const struct event *event, struct member *m)
 {
     const Alv__TaskRequest *r = (const Alv__TaskRequest *)event->message;
-    snprintf(m->fingerprint, sizeof m->fingerprint, "%s", r->fingerprint[0] ? r->fingerprint : "unknown");
+    FORMAT(m->fingerprint, "%s", r->fingerprint[0] ? r->fingerprint : "unknown");
     m->exclusion_seq = r->exclusion_seq;
     m->tokens_per_s = r->tokens_per_s;
     roster_park(core, m, event->request, r->wait_ms);
@@ -349,7 +348,7 @@ static void accept_delta(struct core *core, struct lease *l, const struct event 
                               .key = m->peer.key};
     memcpy(d->digest.b, c->delta->digest.data, DIGEST_LEN);
     memcpy(d->instance, m->instance, 16);
-    snprintf(d->fingerprint, sizeof d->fingerprint, "%s", c->fingerprint);
+    FORMAT(d->fingerprint, "%s", c->fingerprint);
     core->n_open -= l->s.phase == LEASE_OPEN;
     core->n_accepted++;
     l->s.phase = LEASE_ACCEPTED;

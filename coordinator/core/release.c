@@ -1,5 +1,4 @@
 /* Versions: made in one batch with the states of what they hold, announced to who watches, never changed. */
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -213,7 +212,7 @@ done:
 void release_init(struct core *core, const struct version_files *v0)
 {
     struct manifest m = {.flags = MANIFEST_UNGATED, .step_factor = 1};
-    snprintf(m.verdict, sizeof m.verdict, "the base with a new adapter");
+    FORMAT(m.verdict, "the base with a new adapter");
     struct err err;
     enum status st = add_version(core, &m, v0, &err);
     CHECK_EQ(st, ST_OK);
@@ -280,7 +279,7 @@ static void store_matrix(struct core *core, uint64_t version)
     for (uint32_t i = 0; i < core->eval.n_domains; i++) {
         const struct eval_domain *d = &core->eval.domains[i];
         struct state_losses v = {.items = xcalloc(d->n + 1, sizeof *v.items)};
-        snprintf(v.fingerprint, sizeof v.fingerprint, "%s", core->eval.fingerprint);
+        FORMAT(v.fingerprint, "%s", core->eval.fingerprint);
         for (uint32_t j = 0; j < d->n; j++)
             if (d->windows[j].tokens)
                 v.items[v.n++] =
@@ -345,7 +344,7 @@ void release_publish(struct core *core, enum gate_outcome outcome)
     m.averaging_error = core->round.error_ratio;
     m.update_norm = core->round.update_norm;
     m.clip_norm = core->round.clip_norm;
-    snprintf(m.verdict, sizeof m.verdict, "%s", sentence);
+    FORMAT(m.verdict, "%s", sentence);
     add_leases(core, &m);
     add_domains(core, &m);
     /* The references move with the version that earns it; its own record already names them. */
@@ -488,8 +487,8 @@ enum status release_rollback(struct core *core, const struct event *event, struc
                          .flags = MANIFEST_UNGATED | MANIFEST_ROLLBACK,
                          .step_factor = 1};
     manifest_digest(old.manifest.data, old.manifest.len, &m.parent_manifest);
-    snprintf(m.verdict, sizeof m.verdict, "rollback to version %llu by %s; %llu segments return to pending",
-             (unsigned long long)c->number, event->peer.key.s, (unsigned long long)segments);
+    FORMAT(m.verdict, "rollback to version %llu by %s; %llu segments return to pending", (unsigned long long)c->number,
+           event->peer.key.s, (unsigned long long)segments);
     uint64_t kept = core->config.settings.versions_kept, oldest = m.number > kept ? m.number - kept : 0;
     for (uint32_t i = 0; i < core->n_domains; i++) {
         const struct version_reference *r = i < old.n_domains ? &old.references[i] : NULL;
@@ -549,10 +548,10 @@ void release_watch(struct core *core, const struct event *event, struct member *
 {
     const Alv__Watch *w = (const Alv__Watch *)event->message;
     if (w->from > core->counters.version) {
-        alarm_text(core,
-                   "a subscriber with key %s holds version %llu; the newest here is %llu: this data directory is older "
-                   "than what was published",
-                   event->peer.key.s, (unsigned long long)w->from, (unsigned long long)core->counters.version);
+        FORMAT(core->refused_alarm,
+               "a subscriber with key %s holds version %llu; the newest here is %llu: this data directory is older "
+               "than what was published",
+               event->peer.key.s, (unsigned long long)w->from, (unsigned long long)core->counters.version);
         refuse(core, event, ST_ROLLBACK, 0, "version %llu is unknown here, the newest is %llu",
                (unsigned long long)w->from, (unsigned long long)core->counters.version);
         return;

@@ -145,8 +145,9 @@ static bool same_history(struct core *core, const struct event *event, const Alv
 {
     if (!hello->session_counter || session_known(core, hello->session_counter, hello->session_incarnation))
         return true;
-    alarm_text(core, "key %s knows another session %llu than this data directory: it is a copy or an old backup",
-               event->peer.key.s, (unsigned long long)hello->session_counter);
+    FORMAT(core->refused_alarm,
+           "key %s knows another session %llu than this data directory: it is a copy or an old backup",
+           event->peer.key.s, (unsigned long long)hello->session_counter);
     refuse(core, event, ST_VERIFY, 0,
            "session %llu is another one here: this coordinator runs on a copy or an old backup "
            "of its data",

@@ -1,6 +1,5 @@
 /* Rounds are serial: open, aggregated, evaluated, verdict. A refused one is tried once more with half the step. */
 #include <math.h>
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -186,8 +185,8 @@ void round_aggregated(struct core *core, const struct event *event)
     } else if (a->status && refused) {
         round_aggregate(core); /* again, without them */
     } else if (a->status) {
-        alarm_text(core, "aggregation of round %llu failed and is tried again: %.256s", (unsigned long long)r->number,
-                   a->text);
+        FORMAT(core->refused_alarm, "aggregation of round %llu failed and is tried again: %.256s",
+               (unsigned long long)r->number, a->text);
         core->aggregate_at = core->now + AGGREGATE_RETRY_MS;
         wake(core, core->aggregate_at);
     } else {
@@ -231,9 +230,9 @@ void round_refused(struct core *core, const char *text)
     core->counters.refusals++;
     if (core->counters.refusals >= REFUSALS_MAX) {
         core->counters.stopped = true;
-        snprintf(core->counters.alarm, sizeof core->counters.alarm,
-                 "leasing stopped after %u refused rounds; the last: %.300s. Look at the verdict, then resume",
-                 core->counters.refusals, text);
+        FORMAT(core->counters.alarm,
+               "leasing stopped after %u refused rounds; the last: %.300s. Look at the verdict, then resume",
+               core->counters.refusals, text);
     }
     core->counters_dirty = true;
     core->rest_until = core->now + core->counters.refusals * (uint64_t)core->config.settings.round_wait_ms;

@@ -2,11 +2,11 @@
 
 #include <errno.h>
 #include <math.h>
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "base/buf.h"
+#include "coordinator/core/text.h"
 
 enum { FILE_BYTES_MAX = 64 * 1024 };
 
@@ -222,5 +222,9 @@ bool settings_for_domain(const char *name)
 void settings_value(const struct settings *s, const char *name, char *out, size_t size)
 {
     const struct row *row = find(name);
-    snprintf(out, size, row ? (row->kind == F64 ? "%.9g" : "%.0f") : "", row ? get(s, row) : 0.0);
+    struct buf text = {0};
+    if (row)
+        buf_printf(&text, row->kind == F64 ? "%.9g" : "%.0f", get(s, row));
+    text_copy(out, size, buf_cstr(&text));
+    buf_release(&text);
 }

@@ -1,6 +1,5 @@
 #include "coordinator/core/snapshot.h"
 
-#include <stdio.h>
 #include <string.h>
 
 #include "coordinator/core/internal.h"
@@ -47,7 +46,7 @@ static void fill_member(const struct member *m, uint64_t now_ms, struct snapshot
     out->serving = m->serving;
     memcpy(out->target, m->target, sizeof out->target);
     memcpy(out->error, m->error, sizeof out->error);
-    snprintf(out->fingerprint, sizeof out->fingerprint, "%s", m->fingerprint);
+    FORMAT(out->fingerprint, "%s", m->fingerprint);
 }
 
 static void fill_members(const struct core *core, uint64_t now_ms, struct snapshot *out)
@@ -98,7 +97,7 @@ void core_snapshot(const struct core *core, uint64_t now_ms, struct snapshot *ou
     const char *alarm = core->counters.alarm[0] ? core->counters.alarm : core->refused_alarm;
     if (core->held_n >= QUARANTINES_MAX && !alarm[0])
         alarm = "leasing stopped: too many leases are held; release or drop them";
-    snprintf(out->alarm, sizeof out->alarm, "%s", alarm);
+    FORMAT(out->alarm, "%s", alarm);
     fill_members(core, now_ms, out);
     out->n_domains = core->n_domains;
     for (uint32_t i = 0; i < core->n_domains; i++)

@@ -20,6 +20,16 @@ size_t text_cut(struct bytes text, size_t bytes)
     return at;
 }
 
+void text_copy(char *out, size_t size, const char *s)
+{
+    size_t n = strlen(s);
+    if (n >= size)
+        for (n = size - 1; n > 0 && !starts_character((uint8_t)s[n]); n--)
+            ;
+    memmove(out, s, n);
+    out[n] = 0;
+}
+
 struct scan {
     const uint8_t *at, *end;
 };

@@ -1,4 +1,4 @@
-/* text.h - what the intake does with a record's text: cut it into segments, or check that it is a chat. Pure. */
+/* text.h - text without the world: a record's text cut into segments or checked as a chat, and bounded texts for people. */
 #ifndef COORDINATOR_CORE_TEXT_H
 #define COORDINATOR_CORE_TEXT_H
 
@@ -6,6 +6,7 @@
 #include <stddef.h>
 
 #include "base/buf.h"
+#include "base/status.h"
 
 enum { CHAT_MESSAGES_MAX = 1024 };
 
@@ -17,5 +18,16 @@ size_t text_cut(struct bytes text, size_t bytes);
  * assistant or tool) and "content", at least one of them a non-empty "assistant"? Strict RFC 8259 (escapes included);
  * accepts no other member, so that nothing a template could be misled by gets in. */
 bool chat_valid(struct bytes text);
+
+/* Copies as much as fits, cut between characters, always terminated. `size` at least 1. */
+void text_copy(char *out, size_t size, const char *s);
+
+/* Formats into an array of char, cut to what fits (and to struct err's text). */
+#define FORMAT(array, ...)                               \
+    do {                                                 \
+        struct err format_;                              \
+        err_set(&format_, ST_OK, __VA_ARGS__);           \
+        text_copy((array), sizeof(array), format_.text); \
+    } while (0)
 
 #endif

@@ -26,7 +26,7 @@ static struct gate_domain domain_of(uint32_t n, uint32_t available, double mean,
     struct gate_domain d = {.budget = 0.02, .n = n, .available = available, .diff = diff};
     for (uint32_t i = 0; i < n; i++)
         diff[i] = mean + (i % 2 ? sd : -sd);
-    strcpy(d.name.s, "code");
+    name_set(&d.name, "code", 4);
     return d;
 }
 

@@ -20,7 +20,7 @@ static void test_lease_round_trip_and_hostile_bytes(void)
                             .ranges = ranges,
                             .weight = 0.5};
     struct buf b = {0};
-    strcpy(v.key.s, "pool");
+    name_set(&v.key, "pool", 4);
     state_lease_put(&b, &v);
     struct state_lease out;
     EXPECT(state_lease_get(buf_bytes(&b), &out));

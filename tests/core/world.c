@@ -96,7 +96,7 @@ void world_open(struct world *w)
                                         .context_max = 64,
                                         .rope_theta = 1e4f,
                                         .rms_eps = 1e-5f};
-    strcpy(w->config.card.base_name, "base");
+    memcpy(w->config.card.base_name, "base", 5);
     CHECK(!adapter_shape_of(&w->config.card.arch, 16, 32, LORA_ALL, &w->config.shape, NULL));
     memset(w->config.seed.b, 7, sizeof w->config.seed.b);
     sign_keypair(&public_key, &secret);
@@ -164,7 +164,7 @@ void world_tick(struct world *w, uint64_t ms)
 struct peer world_peer(enum plane plane, uint64_t conn)
 {
     struct peer p = {.conn = conn, .plane = plane, .role = ROLE_OPERATOR};
-    strcpy(p.key.s, "key");
+    name_set(&p.key, "key", 3);
     return p;
 }
 
