@@ -33,7 +33,7 @@ INLINE float exp1(float x)
     p = p * r + 1.6666665459e-1f;
     p = p * r + 5.0000001201e-1f;
     p = p * (r * r) + r + 1.0f;
-    int32_t bits = ((int32_t)n + 127) << 23;
+    uint32_t bits = (uint32_t)((int32_t)n + 127) << 23;
     float power;
     memcpy(&power, &bits, sizeof power);
     return p * power;
@@ -65,7 +65,7 @@ MODEL_CLONES float simd_max(const float *x, uint32_t n)
 
 /* A vocabulary has one likely word and tens of thousands of unlikely ones, each below the last bit of an f32 sum that holds
  * the likely one, and together worth 1e-4 nats. So short f32 sums go into an f64 one. */
-enum { SUM_BLOCK = 64 };
+enum { SUM_BLOCK = 16 };
 
 MODEL_CLONES double simd_exp(float *x, float scale, float shift, uint32_t n)
 {
