@@ -211,6 +211,7 @@ static void result_free(struct aggregator *a, struct result *r)
 static void *thread_main(void *arg)
 {
     struct aggregator *a = arg;
+    pthread_setname_np(pthread_self(), "aggregate");
     for (;;) {
         pthread_mutex_lock(&a->lock);
         while (!a->jobs && !a->stop)

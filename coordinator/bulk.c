@@ -228,7 +228,7 @@ static void on_blob_put(struct bulk *b, const struct incoming *in)
     const Alv__BlobPut *put = (const Alv__BlobPut *)in->message;
     struct digest digest;
     struct err err = {""};
-    struct upload *u;
+    struct upload *u = NULL;
     Alv__BlobPutOk ok = ALV__BLOB_PUT_OK__INIT;
     memcpy(digest.b, put->digest.data, DIGEST_LEN);
     enum status st = bulk_check_put(put, &err);
@@ -377,6 +377,7 @@ static void dispatch(struct bulk *b, const struct incoming *in)
 static void *thread_main(void *arg)
 {
     struct bulk *b = arg;
+    pthread_setname_np(pthread_self(), "bulk");
     struct err err;
     enum status st = ST_OK;
     for (;;) {

@@ -225,6 +225,7 @@ static void notify(int fd)
 static void *commit_thread(void *arg)
 {
     struct streamlog *log = arg;
+    pthread_setname_np(pthread_self(), "commit");
     for (;;) {
         pthread_mutex_lock(&log->lock);
         while (!log->has_work && !log->stop)

@@ -1,0 +1,473 @@
+/* The coordinator as people run it: a process, a directory, CURVE sockets; killed, restarted, copied, starved. */
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <sys/statvfs.h>
+#include <sys/wait.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "base/hash.h"
+#include "base/limits.h"
+#include "coordinator/core/state.h"
+#include "coordinator/dir.h"
+#include "coordinator/streamlog.h"
+#include "harness.h"
+#include "live.h"
+#include "proto/codec.h"
+#include "proto/record.h"
+#include "store/db.h"
+
+enum { BATCH = 64, WAIT_MS = 20000 };
+
+static const char *line_dir(void)
+{
+    return harness_path(harness_tmpdir(), "line");
+}
+
+static const char *join_of(const char *dir)
+{
+    return harness_path(dir, "operator.join");
+}
+
+static bool init_line(const char *dir, uint16_t port)
+{
+    struct err err = {""};
+    return EXPECT_ST(live_init(dir, port, NULL, NULL, 0, NULL, &err), ST_OK, &err);
+}
+
+/* A first run, in which an operator creates the domain. */
+static bool with_domain(const char *dir, uint16_t port)
+{
+    struct err err = {""};
+    pid_t pid = live_start(dir, port, 1 << 20, NULL, NULL);
+    bool ok = EXPECT_ST(client_domain(join_of(dir), "notes", &err), ST_OK, &err);
+    return EXPECT_EQ(live_end(pid, SIGTERM), 0) && ok;
+}
+
+static bool run_shell(const char *format, const char *a, const char *b)
+{
+    char command[2048];
+    snprintf(command, sizeof command, format, a, b);
+    return system(command) == 0;
+}
+
+/* ---- a producer that can start again ------------------------------------------------------------------------------ */
+
+struct producer {
+    uint64_t acked, total; /* records */
+    struct digest rolling; /* over what was acked */
+};
+
+static void text_of(uint64_t i, char out[128])
+{
+    snprintf(out, 128, "record %llu of the stream, whose text is like no other: %016llx\n", (unsigned long long)i,
+             (unsigned long long)(i * 0x9E3779B97F4A7C15u));
+}
+
+static void chain(struct digest *rolling, uint64_t first, uint64_t end)
+{
+    for (uint64_t i = first; i < end; i++) {
+        char text[128];
+        struct digest digest;
+        text_of(i, text);
+        struct record_view view = {.kind = ALV__RECORD_KIND__RECORD_TEXT,
+                                   .id = {(const uint8_t *)"", 0},
+                                   .group = {(const uint8_t *)"", 0},
+                                   .text = {(const uint8_t *)text, strlen(text)}};
+        record_digest(&view, &digest);
+        record_chain(rolling, &view, &digest);
+    }
+}
+
+static enum status push_batch(struct client *c, uint64_t producer, uint64_t first, uint32_t n, int timeout_ms,
+                              uint64_t *position, struct err *err)
+{
+    static Alv__Record store[LIMIT_BATCH_RECORDS], *records[LIMIT_BATCH_RECORDS];
+    static char texts[LIMIT_BATCH_RECORDS][128];
+    Alv__PushBatch batch = ALV__PUSH_BATCH__INIT;
+    for (uint32_t i = 0; i < n; i++) {
+        text_of(first + i, texts[i]);
+        alv__record__init(&store[i]);
+        store[i].kind = ALV__RECORD_KIND__RECORD_TEXT;
+        store[i].text = (ProtobufCBinaryData){strlen(texts[i]), (uint8_t *)texts[i]};
+        records[i] = &store[i];
+    }
+    batch.producer = producer;
+    batch.position = first;
+    batch.n_records = n;
+    batch.records = records;
+    ProtobufCMessage *reply;
+    enum status st = client_ask(c, VERB_PUSH_BATCH, &batch.base, timeout_ms, &reply, err);
+    if (!st) {
+        *position = ((const Alv__PushAck *)reply)->position;
+        codec_free(reply);
+    }
+    return st;
+}
+
+static bool is_gone(pid_t pid) /* ended, but not yet waited for */
+{
+    siginfo_t info = {0};
+    return waitid(P_PID, (id_t)pid, &info, WEXITED | WNOHANG | WNOWAIT) || info.si_pid == pid;
+}
+
+static pid_t kill_later(pid_t victim, uint64_t ms)
+{
+    pid_t killer = fork();
+    if (killer == 0) {
+        struct timespec t = {0, (long)ms * 1000000};
+        nanosleep(&t, NULL);
+        kill(victim, SIGKILL);
+        _exit(0);
+    }
+    return killer;
+}
+
+/* Opens the stream (again), checks that nothing acknowledged is missing, and pushes until the end or until the
+ * coordinator is gone; `kill_ms` after it began to push it is killed from outside (0: not). */
+static void produce(struct producer *p, const char *dir, pid_t coordinator, uint64_t kill_ms)
+{
+    struct client c;
+    struct err err = {""};
+    Alv__PushOpened *opened = NULL;
+    if (!EXPECT_ST(client_open(&c, join_of(dir), PLANE_INGEST, WAIT_MS, &err), ST_OK, &err))
+        return;
+    enum status st;
+    while ((st = client_push_open(&c, "notes", "source", 300, &opened, &err)) == ST_TIMEOUT && !is_gone(coordinator))
+        ;
+    if (st)
+        EXPECT(is_gone(coordinator)); /* killed by the very opening */
+    else {
+        struct digest rolling = p->rolling;
+        EXPECT(opened->position >= p->acked);         /* promise 1 */
+        EXPECT(opened->position <= p->acked + BATCH); /* at most the batch whose ack was lost */
+        chain(&rolling, p->acked, opened->position);
+        EXPECT(!memcmp(rolling.b, opened->rolling.data, DIGEST_LEN)); /* and it is the text that was sent */
+        p->acked = opened->position;
+        p->rolling = rolling;
+        pid_t killer = kill_ms ? kill_later(coordinator, kill_ms) : 0;
+        while (p->acked < p->total) {
+            uint64_t position = 0;
+            st = push_batch(&c, opened->producer, p->acked, BATCH, 300, &position, &err);
+            if (st && is_gone(coordinator))
+                break;
+            if (st == ST_TIMEOUT) /* only slow: the repeat gets the same answer */
+                continue;
+            if (!EXPECT_ST(st, ST_OK, &err))
+                break;
+            EXPECT_EQ(position, p->acked + BATCH);
+            chain(&p->rolling, p->acked, position);
+            p->acked = position;
+        }
+        if (killer)
+            live_wait(killer);
+        codec_free(&opened->base);
+    }
+    client_close(&c);
+}
+
+/* Every record that was pushed is in the log exactly once. */
+static void verify_log(const char *dir, uint64_t records)
+{
+    struct streamlog *log = NULL;
+    struct err err = {""};
+    uint8_t *seen = calloc(records, 1);
+    uint64_t n = 0;
+    if (!EXPECT_ST(streamlog_open(harness_path(dir, "db"), harness_path(dir, "witness"), 1 << 20, false, &log, &err),
+                   ST_OK, &err)) {
+        free(seen);
+        return;
+    }
+    struct bytes key, value;
+    struct db_iter *iter = db_iter_open(streamlog_db(log), FAMILY_STREAM, (struct bytes){(const uint8_t *)"s", 1},
+                                        (struct bytes){(const uint8_t *)"t", 1}, false);
+    while (!db_iter_next(iter, &key, &value, &err)) {
+        struct state_segment segment;
+        char text[160] = "";
+        unsigned long long i = 0;
+        if (!EXPECT(state_segment_get(value, &segment) && segment.text.len < sizeof text))
+            break;
+        memcpy(text, segment.text.data, segment.text.len);
+        if (!EXPECT(sscanf(text, "record %llu ", &i) == 1 && i < records && !seen[i]))
+            break;
+        seen[i] = 1;
+        n++;
+    }
+    db_iter_close(&iter);
+    EXPECT_EQ(n, records);
+    streamlog_close(&log, &err);
+    free(seen);
+}
+
+/* ---- killed -------------------------------------------------------------------------------------------------------- */
+
+static void test_acked_records_survive_kills(void)
+{
+    static const char *const points[] = {
+        "streamlog.before_commit=kill@2", "streamlog.after_commit=kill@3", "streamlog.after_witness=kill@2",
+        "streamlog.before_commit=kill@5", "streamlog.after_commit=kill@6", "streamlog.after_witness=kill@7",
+        "streamlog.after_commit=kill@1", /* the new session itself */
+    };
+    const char *dir = line_dir();
+    uint16_t port = live_port();
+    if (!init_line(dir, port))
+        return;
+    struct producer p = {.total = 40 * BATCH};
+    if (!with_domain(dir, port))
+        return;
+    for (size_t i = 0; i < sizeof points / sizeof points[0]; i++) {
+        pid_t pid = live_start(dir, port, 1 << 20, points[i], NULL);
+        if (i == sizeof points / sizeof points[0] - 1) {
+            EXPECT_EQ(live_wait(pid), 1000 + SIGKILL);
+            continue;
+        }
+        produce(&p, dir, pid, 0);
+        EXPECT_EQ(live_wait(pid), 1000 + SIGKILL); /* the point was reached */
+        EXPECT(p.acked < p.total);
+    }
+    pid_t pid = live_start(dir, port, 1 << 20, NULL, NULL);
+    produce(&p, dir, pid, 0);
+    EXPECT_EQ(p.acked, p.total);
+    EXPECT_EQ(live_end(pid, SIGTERM), 0);
+    verify_log(dir, p.total);
+}
+
+static void test_random_kills(void)
+{
+    const char *dir = harness_path(harness_tmpdir(), "random");
+    uint16_t port = live_port();
+    struct rng rng;
+    struct producer p = {0};
+    rng_seed(&rng, 20260);
+    if (!init_line(dir, port) || !with_domain(dir, port))
+        return;
+    for (int i = 0; i < 12; i++) {
+        uint64_t ms = 1 + rng_below(&rng, 80);
+        pid_t pid = live_start(dir, port, 1 << 20, NULL, NULL);
+        if (i % 3 == 0) { /* while it starts */
+            live_wait(kill_later(pid, ms));
+        } else {
+            p.total = p.acked + 100000 * BATCH; /* more than it gets to */
+            produce(&p, dir, pid, ms);
+        }
+        EXPECT_EQ(live_end(pid, SIGKILL), 1000 + SIGKILL);
+    }
+    pid_t pid = live_start(dir, port, 1 << 20, NULL, NULL);
+    p.total = p.acked + 2 * BATCH;
+    produce(&p, dir, pid, 0);
+    EXPECT_EQ(live_end(pid, SIGTERM), 0);
+    verify_log(dir, p.acked);
+}
+
+/* ---- who may come in ------------------------------------------------------------------------------------------------ */
+
+static void test_wrong_role_and_unknown_key_are_refused(void)
+{
+    const char *dir = harness_path(harness_tmpdir(), "roles"), *path = harness_path(harness_tmpdir(), "worker.join");
+    uint16_t port = live_port();
+    struct err err = {""};
+    struct keys *keys = NULL;
+    struct join join;
+    struct curve_pair pair;
+    struct client c;
+    if (!init_line(dir, port))
+        return;
+    pid_t pid = live_start(dir, port, 1 << 20, NULL, NULL);
+    EXPECT_ST(client_open(&c, join_of(dir), PLANE_CONTROL, WAIT_MS, &err), ST_OK, &err);
+    client_close(&c);
+
+    /* a worker, made while the coordinator runs, may not push */
+    EXPECT_ST(keys_open(dir, &keys, &err), ST_OK, &err);
+    EXPECT_ST(join_read(join_of(dir), &join, &err), ST_OK, &err);
+    join.role = ROLE_WORKER;
+    name_set(&join.name, "pool", 4);
+    EXPECT_ST(keys_add(keys, &join.name, ROLE_WORKER, NULL, 0, &pair, &err), ST_OK, &err);
+    join.secret = pair.secret;
+    EXPECT_ST(join_write(path, &join, &err), ST_OK, &err);
+    Alv__PushOpened *opened;
+    EXPECT_ST(client_open(&c, path, PLANE_INGEST, WAIT_MS, &err), ST_OK, &err);
+    EXPECT_ST(client_push_open(&c, "notes", "s", 10000, &opened, &err), ST_DENIED, &err);
+    client_close(&c);
+    Alv__Control control = ALV__CONTROL__INIT;
+    control.verb = ALV__CONTROL_VERB__CONTROL_STATUS;
+    EXPECT_ST(client_open(&c, path, PLANE_CONTROL, WAIT_MS, &err), ST_OK, &err);
+    EXPECT_ST(client_ask(&c, VERB_CONTROL, &control.base, 5000, NULL, &err), ST_DENIED, &err);
+    client_close(&c);
+
+    /* a key nobody knows does not get past the handshake */
+    curve_pair_new(&pair);
+    join.secret = pair.secret;
+    EXPECT_ST(join_write(path, &join, &err), ST_OK, &err);
+    EXPECT(client_open(&c, path, PLANE_WORK, 3000, &err) == ST_DENIED);
+    client_close(&c);
+    keys_free(keys);
+    EXPECT_EQ(live_end(pid, SIGTERM), 0);
+}
+
+/* ---- one directory, one coordinator ---------------------------------------------------------------------------------- */
+
+static void test_a_directory_has_one_coordinator(void)
+{
+    const char *dir = harness_path(harness_tmpdir(), "single");
+    uint16_t port = live_port();
+    struct err err = {""};
+    struct client c;
+    if (!init_line(dir, port))
+        return;
+    EXPECT_ST(live_init(dir, port, NULL, NULL, 0, NULL, &err), ST_CONFLICT, &err);
+    pid_t pid = live_start(dir, port, 1 << 20, NULL, NULL);
+    EXPECT_ST(client_open(&c, join_of(dir), PLANE_CONTROL, WAIT_MS, &err), ST_OK, &err);
+    client_close(&c);
+    EXPECT_EQ(live_wait(live_start(dir, port, 1 << 20, NULL, NULL)), 10 - ST_CONFLICT);
+    struct line_dir locked;
+    char pid_text[32];
+    snprintf(pid_text, sizeof pid_text, "process %ld", (long)pid);
+    EXPECT_ST(line_dir_open(dir, &locked, &err), ST_CONFLICT, &err);
+    EXPECT(strstr(err.text, pid_text) != NULL);
+    EXPECT_EQ(live_end(pid, SIGTERM), 0);
+}
+
+static void test_a_killed_init_is_repeated(void)
+{
+    const char *dir = harness_path(harness_tmpdir(), "again"), *mark = harness_path(dir, "init-unfinished");
+    struct err err = {""};
+    if (!init_line(dir, live_port()))
+        return;
+    FILE *f = fopen(mark, "w"); /* as if it had been killed just before its last act */
+    EXPECT(f && !fclose(f));
+    EXPECT_EQ(live_wait(live_start(dir, live_port(), 1 << 20, NULL, NULL)), 10 - ST_CONFIG);
+    EXPECT(init_line(dir, live_port()));
+    EXPECT(access(mark, F_OK) != 0);
+    struct line_dir read_back;
+    EXPECT_ST(line_dir_open(dir, &read_back, &err), ST_OK, &err);
+    EXPECT_STR(read_back.line.s, "test-line");
+    line_dir_close(&read_back);
+    const char *foreign = harness_tmpdir();
+    f = fopen(harness_path(foreign, "mine"), "w");
+    EXPECT(f && !fclose(f));
+    EXPECT_ST(live_init(foreign, 0, NULL, NULL, 0, NULL, &err), ST_CONFLICT, &err);
+}
+
+static void test_a_copied_directory_is_refused_by_its_peers(void)
+{
+    const char *dir = harness_path(harness_tmpdir(), "original"), *copy = harness_path(harness_tmpdir(), "copy");
+    uint16_t port = live_port();
+    struct err err = {""};
+    struct client c;
+    if (!init_line(dir, port))
+        return;
+    EXPECT(run_shell("cp -a '%s' '%s'", dir, copy));
+    pid_t pid = live_start(dir, port, 1 << 20, NULL, NULL);
+    EXPECT_ST(client_open(&c, join_of(dir), PLANE_INGEST, WAIT_MS, &err), ST_OK, &err);
+    uint64_t session = c.session;
+    uint8_t incarnation[16];
+    memcpy(incarnation, c.incarnation, 16);
+    client_close(&c);
+    EXPECT_EQ(live_end(pid, SIGTERM), 0);
+
+    pid = live_start(copy, port, 1 << 20, NULL, NULL); /* comes to the same counter, under another incarnation */
+    EXPECT_ST(client_open(&c, join_of(dir), PLANE_INGEST, WAIT_MS, &err), ST_OK, &err);
+    EXPECT_EQ(c.session, session);
+    EXPECT(memcmp(c.incarnation, incarnation, 16) != 0);
+    EXPECT(client_hello(&c, session, incarnation, 3000, &err) != ST_OK);
+    client_close(&c);
+    EXPECT_EQ(live_end(pid, SIGTERM), 0);
+
+    pid = live_start(dir, port, 1 << 20, NULL, NULL); /* the original goes on */
+    EXPECT_ST(client_open(&c, join_of(dir), PLANE_INGEST, WAIT_MS, &err), ST_OK, &err);
+    EXPECT_ST(client_hello(&c, session, incarnation, 5000, &err), ST_OK, &err);
+    client_close(&c);
+    EXPECT_EQ(live_end(pid, SIGTERM), 0);
+}
+
+/* ---- the disk ---------------------------------------------------------------------------------------------------------- */
+
+static void test_a_lost_tail_is_found(void)
+{
+    const char *dir = harness_path(harness_tmpdir(), "tail"), *old = harness_path(harness_tmpdir(), "old-db");
+    const char *db = harness_path(dir, "db");
+    uint16_t port = live_port();
+    if (!init_line(dir, port))
+        return;
+    EXPECT(run_shell("cp -a '%s' '%s'", db, old));
+    struct producer p = {.total = 2 * BATCH};
+    if (!with_domain(dir, port))
+        return;
+    pid_t pid = live_start(dir, port, 1 << 20, NULL, NULL);
+    produce(&p, dir, pid, 0);
+    EXPECT_EQ(p.acked, p.total);
+    EXPECT_EQ(live_end(pid, SIGTERM), 0);
+    EXPECT(run_shell("rm -rf '%s'", db, "") && run_shell("cp -a '%s' '%s'", old, db));
+    EXPECT_EQ(live_wait(live_start(dir, port, 1 << 20, NULL, NULL)), 10 - ST_CORRUPT);
+}
+
+static void test_a_nearly_full_disk_puts_pushes_off(void)
+{
+    const char *dir = harness_path(harness_tmpdir(), "full");
+    uint16_t port = live_port();
+    struct statvfs fs;
+    struct err err = {""};
+    struct client c;
+    Alv__PushOpened *opened = NULL;
+    uint64_t position;
+    if (!init_line(dir, port) || !EXPECT(!statvfs(dir, &fs)))
+        return;
+    uint64_t free_bytes = (uint64_t)fs.f_bavail * fs.f_frsize; /* a reserve of 60 %: below twice the reserve */
+    pid_t pid = live_start(dir, port, free_bytes / 10 * 6, NULL, NULL);
+    EXPECT_ST(client_open(&c, join_of(dir), PLANE_INGEST, WAIT_MS, &err), ST_OK, &err);
+    enum status st = client_push_open(&c, "general", "s", 10000, &opened, &err);
+    if (!st)
+        st = push_batch(&c, opened->producer, 0, BATCH, 2500, &position, &err);
+    EXPECT(st == ST_AGAIN || st == ST_TIMEOUT); /* asked again and again until the time was up */
+    if (opened)
+        codec_free(&opened->base);
+    client_close(&c);
+    EXPECT_EQ(live_end(pid, SIGTERM), 0);
+}
+
+/* ---- anchor ------------------------------------------------------------------------------------------------------------ */
+
+static void write_text(const char *path, const char *text)
+{
+    FILE *f = fopen(path, "w");
+    EXPECT(f && fputs(text, f) >= 0 && !fclose(f));
+}
+
+static void test_init_takes_in_anchor_text(void)
+{
+    const char *good = harness_path(harness_tmpdir(), "good.jsonl"), *plain = harness_path(harness_tmpdir(), "plain");
+    const char *bad = harness_path(harness_tmpdir(), "bad.jsonl");
+    struct err err = {""};
+    struct coordinator_init_report report = {0};
+    write_text(good, "{\"text\":\"one\",\"id\":\"a\"}\n\n{\"messages\":[{\"role\":\"user\",\"content\":\"hi\"},"
+                     "{\"role\":\"assistant\",\"content\":\"hello\"}]}\n{\"text\":\"one\",\"id\":\"b\"}\n");
+    write_text(plain, "A paragraph.\n\nAnother one.\n");
+    write_text(bad, "{\"text\":\"fine\"}\n{\"text\":7}\n");
+    const char *files[] = {good, plain};
+    EXPECT_ST(live_init(harness_path(harness_tmpdir(), "anchored"), 0, NULL, files, 2, &report, &err), ST_OK, &err);
+    EXPECT_EQ(report.records, 3);
+    EXPECT_EQ(report.duplicates, 1);
+    EXPECT_EQ(report.refused, 0);
+    EXPECT_EQ(report.segments + report.held_out, 3);
+    EXPECT_ST(live_init(harness_path(harness_tmpdir(), "spoilt"), 0, NULL, &bad, 1, &report, &err), ST_BAD_DATA, &err);
+    EXPECT(strstr(err.text, "bad.jsonl:2") != NULL);
+    EXPECT_ST(live_init(harness_path(harness_tmpdir(), "spoilt"), 0, NULL, files, 2, &report, &err), ST_OK, &err);
+}
+
+int main(int argc, char **argv)
+{
+    live_main(argc, argv);
+    RUN(test_init_takes_in_anchor_text);
+    RUN(test_acked_records_survive_kills);
+    RUN(test_random_kills);
+    RUN(test_wrong_role_and_unknown_key_are_refused);
+    RUN(test_a_directory_has_one_coordinator);
+    RUN(test_a_killed_init_is_repeated);
+    RUN(test_a_copied_directory_is_refused_by_its_peers);
+    RUN(test_a_lost_tail_is_found);
+    RUN(test_a_nearly_full_disk_puts_pushes_off);
+    return harness_end();
+}
