@@ -14,8 +14,8 @@
 
 enum {
     STALL_MS = 60 * 1000,
-    SILENCE_MS = 5000, /* then what is missing is asked for again */
-    SETTLE_MS = 100,   /* between questions whether the server has verified the whole */
+    SILENCE_MS = 15 * 1000, /* then what is missing is asked for again */
+    SETTLE_MS = 100,        /* between questions whether the server has verified the whole */
 };
 
 /* ---- the server's side */
@@ -50,6 +50,7 @@ struct transfer {
     struct conn *conn;
     const struct digest *digest;
     uint64_t total, done, asked;          /* done: received or acknowledged; asked: requested or sent. done <= asked */
+    uint64_t last_id;                     /* of the newest request */
     uint64_t first_id;                    /* replies to older requests are not ours */
     uint64_t generation;                  /* of the connection `asked` was asked on */
     uint64_t moved_ms, heard_ms, hold_ms; /* progress; progress or go-back; do not ask before */
@@ -142,6 +143,8 @@ static enum status step(struct transfer *t, const struct direction *way, struct 
             st = on_error(t, (const Alv__Error *)r.message, err);
         else if (r.verb == way->reply)
             st = way->take(t, r.message, err);
+        if (r.request_id == t->last_id && t->asked > t->done)
+            go_back(t); /* all is answered, and there is a gap */
     }
     codec_free(r.message);
     return st;
@@ -178,10 +181,13 @@ static enum status ask_chunk(struct transfer *t, struct err *err)
     get.digest = (ProtobufCBinaryData){DIGEST_LEN, (uint8_t *)(uintptr_t)t->digest->b};
     get.offset = t->asked;
     get.len = (uint32_t)chunk_at(t, t->asked);
-    enum status st = conn_send(t->conn, VERB_BLOB_GET, conn_next_id(t->conn), &get.base, err);
-    if (!st)
-        t->asked += get.len;
-    return st;
+    uint64_t id = conn_next_id(t->conn);
+    enum status st = conn_send(t->conn, VERB_BLOB_GET, id, &get.base, err);
+    if (st)
+        return st;
+    t->asked += get.len;
+    t->last_id = id;
+    return ST_OK;
 }
 
 static enum status store(struct transfer *t, const uint8_t *data, size_t len, struct err *err)
@@ -371,10 +377,13 @@ static enum status send_chunk(struct transfer *t, struct err *err)
     put.offset = t->asked;
     put.data = (ProtobufCBinaryData){len, (uint8_t *)(uintptr_t)data};
     put.chunk_digest = (ProtobufCBinaryData){DIGEST_LEN, d.b};
-    st = conn_send(t->conn, VERB_BLOB_PUT, conn_next_id(t->conn), &put.base, err);
-    if (!st)
-        t->asked += len;
-    return st;
+    uint64_t id = conn_next_id(t->conn);
+    st = conn_send(t->conn, VERB_BLOB_PUT, id, &put.base, err);
+    if (st)
+        return st;
+    t->asked += len;
+    t->last_id = id;
+    return ST_OK;
 }
 
 static enum status take_ok(struct transfer *t, const ProtobufCMessage *reply, struct err *err)

@@ -189,15 +189,16 @@ static enum status take(struct endpoint *e, enum plane plane, struct incoming *o
     zmq_msg_t msg;
     zmq_msg_init(&msg);
     enum status st = receive(p->socket, &from, &msg);
-    if (st == ST_OK) {
+    bool known = st == ST_OK; /* there is somebody to answer */
+    if (known) {
         series_add(p->bytes_in, (double)zmq_msg_size(&msg));
         st = admit(e, plane, &msg, out, &request_id, err);
         out->from = from;
-        if (st)
-            endpoint_send_error(e, &from, request_id, st, err->text, st == ST_AGAIN ? 1000 : 0, NULL);
     }
     if (st != ST_EMPTY)
         series_inc(p->frames[outcome_of(st)]);
+    if (known && st)
+        endpoint_send_error(e, &from, request_id, st, err->text, st == ST_AGAIN ? 1000 : 0, NULL);
     zmq_msg_close(&msg);
     return st;
 }
@@ -239,14 +240,25 @@ static void free_frame(void *data, void *hint)
     free(data);
 }
 
+/* Begins a message to a route. A queue that looks full may only not have heard yet what the peer has read: the library
+ * listens for that at most once a millisecond, unless it is asked for its events. */
+static bool address(void *socket, const struct route *to)
+{
+    int events;
+    size_t size = sizeof events;
+    if (zmq_send(socket, to->id, ROUTE_LEN, ZMQ_SNDMORE | ZMQ_DONTWAIT) >= 0)
+        return true;
+    return errno == EAGAIN && zmq_getsockopt(socket, ZMQ_EVENTS, &events, &size) == 0 &&
+           zmq_send(socket, to->id, ROUTE_LEN, ZMQ_SNDMORE | ZMQ_DONTWAIT) >= 0;
+}
+
 static enum status send_frame(struct plane_socket *p, const struct route *to, struct buf *frame, struct err *err)
 {
     zmq_msg_t msg;
     size_t len = frame->len;
     CHECK(zmq_msg_init_data(&msg, frame->data, len, free_frame, NULL) == 0);
     *frame = (struct buf){0}; /* the message owns it now */
-    if (zmq_send(p->socket, to->id, ROUTE_LEN, ZMQ_SNDMORE | ZMQ_DONTWAIT) < 0 ||
-        zmq_msg_send(&msg, p->socket, ZMQ_DONTWAIT) < 0) {
+    if (!address(p->socket, to) || zmq_msg_send(&msg, p->socket, ZMQ_DONTWAIT) < 0) {
         int e = errno;
         zmq_msg_close(&msg);
         series_inc(p->dropped);

@@ -22,27 +22,43 @@ struct shelf {
     atomic_int gets, puts;
     atomic_int restart_at; /* at so many gets and puts: close all sockets, answer nothing */
     atomic_bool spoil_chunk, slow_to_settle;
+    atomic_int late; /* the get of this number is answered after the next one */
+    struct route held;
+    uint64_t held_id;
     _Atomic uint64_t floor; /* where a resumed get should begin; what is asked below it is counted */
     atomic_int below;
 };
 
+static void give_chunk(struct rig *rig, struct shelf *s, const struct route *to, uint64_t request_id, uint64_t offset,
+                       uint32_t len)
+{
+    Alv__BlobChunk chunk;
+    struct digest d;
+    bulk_fill_chunk(&chunk, offset, BLOB, s->give + offset, len, &d);
+    if (s->spoil_chunk)
+        d.b[0] ^= 1;
+    endpoint_send(rig->endpoint, to, VERB_BLOB_CHUNK, request_id, &chunk.base, NULL);
+}
+
 static bool on_get(struct rig *rig, struct shelf *s, const struct incoming *in)
 {
     const Alv__BlobGet *get = (const Alv__BlobGet *)in->message;
-    Alv__BlobChunk chunk;
-    struct digest d;
     if (memcmp(get->digest.data, s->give_digest.b, DIGEST_LEN)) {
         endpoint_send_error(rig->endpoint, &in->from, in->request_id, ST_NOT_FOUND, "no such blob", 0, NULL);
         return true;
     }
     CHECK(get->offset <= BLOB && get->len <= BLOB - get->offset);
-    bulk_fill_chunk(&chunk, get->offset, BLOB, s->give + get->offset, get->len, &d);
-    if (s->spoil_chunk)
-        d.b[0] ^= 1;
     s->below += get->offset < s->floor;
     if (++s->gets + s->puts == s->restart_at) /* counted before the answer, which the test may be waiting for */
         return false;
-    endpoint_send(rig->endpoint, &in->from, VERB_BLOB_CHUNK, in->request_id, &chunk.base, NULL);
+    if (s->gets == s->late) {
+        s->held = in->from;
+        s->held_id = in->request_id;
+        return true;
+    }
+    give_chunk(rig, s, &in->from, in->request_id, get->offset, get->len);
+    if (s->late && s->gets == s->late + 1)
+        give_chunk(rig, s, &s->held, s->held_id, get->offset - LIMIT_CHUNK_BYTES, LIMIT_CHUNK_BYTES);
     return true;
 }
 
@@ -159,6 +175,20 @@ static void test_a_lost_connection_resumes(void)
     bench_stop(&b);
 }
 
+static void test_answers_out_of_order(void)
+{
+    struct bench b;
+    struct err err = {{0}};
+    struct buf out = {0};
+    bench_start(&b);
+    b.shelf.late = 3;
+    EXPECT_ST(bulk_get(b.conn, &b.shelf.give_digest, BLOB, BLOB, &out, NULL, &err), ST_OK, &err);
+    EXPECT(out.len == BLOB && !memcmp(out.data, b.shelf.give, BLOB));
+    EXPECT(b.shelf.gets > 10); /* what came after the gap was asked for again */
+    buf_release(&out);
+    bench_stop(&b);
+}
+
 static void stop_halfway(void *user, uint64_t done, uint64_t total)
 {
     uint64_t one = 1;
@@ -237,6 +267,7 @@ int main(void)
     hash_start();
     RUN(test_get_and_put);
     RUN(test_a_lost_connection_resumes);
+    RUN(test_answers_out_of_order);
     RUN(test_a_stopped_get_goes_on_later);
     RUN(test_a_lying_server);
     RUN(test_server_side_checks);
