@@ -6,8 +6,8 @@
  *
  *     struct args { const char *base; uint32_t steps; bool json; } args = {.steps = 64};
  *     static const struct option_row rows[] = {
- *         {"base", 'b', "PATH", OPTION_TEXT, offsetof(struct args, base), "the base model"},
- *         {"steps", 0, "N", OPTION_U32, offsetof(struct args, steps), "optimiser steps", .low = 1, .high = 1e6},
+ *         OPTION(struct args, base, OPTION_TEXT, "base", 'b', "PATH", "the base model"),
+ *         OPTION(struct args, steps, OPTION_U32, "steps", 0, "N", "optimiser steps", .low = 1, .high = 1e6),
  *     };
  *
  * The configuration file is INI: keys before the first section are for every command and must be among the common rows;
@@ -54,6 +54,13 @@ struct option_row {
     double low, high; /* numbers; both 0: any */
     bool no_env;      /* not from environment or file (makes no sense to set once and for all) */
 };
+
+/* A row: OPTION(struct args, steps, OPTION_U32, "steps", 0, "N", "optimiser steps", .low = 1, .high = 1e6). */
+#define OPTION(struct_, field_, type_, name_, letter_, argument_, help_, ...)                                        \
+    {                                                                                                                \
+        .name = name_, .letter = letter_, .argument = argument_, .type = type_, .offset = offsetof(struct_, field_), \
+        .help = help_, __VA_ARGS__                                                                                   \
+    }
 
 enum option_origin { ORIGIN_DEFAULT, ORIGIN_FILE, ORIGIN_ENVIRONMENT, ORIGIN_COMMAND };
 
