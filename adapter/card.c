@@ -145,6 +145,14 @@ void card_digest(const struct card *card, struct digest *out)
     buf_release(&b);
 }
 
+void card_digest_trained(const struct card *card, struct digest *out)
+{
+    struct card trained = *card;
+    memset(trained.base_name, 0, sizeof trained.base_name);
+    trained.n_serving = 0;
+    card_digest(&trained, out);
+}
+
 static int is_weight_file(const struct dirent *e)
 {
     const char *dot = strrchr(e->d_name, '.');

@@ -43,6 +43,9 @@ enum status arch_check(const struct arch *arch, struct err *err);
 void card_encode(const struct card *card, struct buf *out);
 enum status card_decode(const void *data, size_t len, struct card *out, struct err *err); /* ends in arch_check */
 void card_digest(const struct card *card, struct digest *out); /* BLAKE2b of the canonical bytes */
+/* Of what training depends on: weights, tokenizer and architecture; not the name, nor what else may serve. A worker makes its
+ * card from its own files and is compared by this. */
+void card_digest_trained(const struct card *card, struct digest *out);
 
 /* Digest of a base: a GGUF file's own bytes, or for a Hugging Face directory the BLAKE2b over the sorted
  * (name, size, digest) of its *.safetensors, config.json and tokenizer.json. Reads everything once. */

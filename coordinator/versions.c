@@ -52,13 +52,31 @@ static bool common_loss(struct state_losses *a, struct state_losses *base, doubl
     return true;
 }
 
+static enum status base_version(struct db *db, struct domain_id domain, uint64_t *out, struct err *err)
+{
+    struct buf b = {0};
+    struct state_domain *d = xmalloc(sizeof *d);
+    struct state_key key = key_u16('d', domain.v);
+    enum status st = db_get(db, FAMILY_META, key.b, key.len, &b, err);
+    if (!st && !state_domain_get(buf_bytes(&b), d))
+        st = err_set(err, ST_CORRUPT, "domain %u does not decode; restore a backup", domain.v);
+    if (!st)
+        *out = d->base;
+    free(d);
+    buf_release(&b);
+    return st;
+}
+
 static enum status add_learnt(struct db *db, uint64_t version, struct domain_id domain, json_t *row, struct err *err)
 {
     struct state_losses now, base = {0};
     double loss = 0, base_loss = 0;
+    uint64_t since = 0;
     enum status st = read_losses(db, version, domain, &now, err);
     if (!st)
-        st = read_losses(db, 0, domain, &base, err);
+        st = base_version(db, domain, &since, err);
+    if (!st)
+        st = read_losses(db, since, domain, &base, err);
     if (!st && common_loss(&now, &base, &loss, &base_loss)) {
         json_object_set_new(row, "base_loss", json_number(base_loss));
         json_object_set_new(row, "learnt", json_number(base_loss - loss));
@@ -174,6 +192,8 @@ static enum status version_json(struct db *db, const struct aliases *aliases, ui
     json_object_set_new(j, "step_factor", json_number(m->step_factor));
     json_object_set_new(j, "averaging_error", json_number(m->averaging_error));
     json_object_set_new(j, "update_norm", json_number(m->update_norm));
+    json_object_set_new(j, "tokens", json_count(v->tokens));
+    json_object_set_new(j, "train_seconds", json_number((double)v->train_ms / 1000));
     add_work(m, j);
     json_object_set(j, "domains", rows);
     json_t *files = json_array();
@@ -308,7 +328,7 @@ enum status report_explain(const struct report_source *source, const Alv__Contro
     struct db *db = streamlog_db(source->log);
     bool by_round = !strcmp(control->name, "round");
     uint64_t round = control->number;
-    struct buf value = {0};
+    struct buf value = {0}, next = {0};
     struct state_verdict verdict;
     json_error_t at;
     enum status st = ST_OK;
@@ -329,9 +349,18 @@ enum status report_explain(const struct report_source *source, const Alv__Contro
         if (st || !gated)
             goto done;
     }
-    struct state_key key = key_u64('v', round);
-    buf_clear(&value);
-    st = db_get(db, FAMILY_VERSIONS, key.b, key.len, &value, err);
+    bool found = false;
+    for (uint64_t attempt = 0; !st; attempt++) { /* the last attempt is the verdict */
+        struct state_key key = key_pair('v', round, attempt);
+        buf_clear(&next);
+        st = db_get(db, FAMILY_VERSIONS, key.b, key.len, &next, err);
+        if (!st) {
+            struct buf swap = value;
+            value = next, next = swap, found = true;
+        }
+    }
+    if (st == ST_NOT_FOUND && found)
+        st = ST_OK;
     if (st == ST_NOT_FOUND)
         st = err_set(err, ST_NOT_FOUND, "there is no verdict on round %llu", (unsigned long long)round);
     if (!st && !state_verdict_get(buf_bytes(&value), &verdict))
@@ -347,6 +376,7 @@ enum status report_explain(const struct report_source *source, const Alv__Contro
     json_object_set_new(*out, "time_s", json_count(verdict.wall_s));
     json_object_set_new(*out, "gate", text ? text : json_stringn((const char *)verdict.text.data, verdict.text.len));
 done:
+    buf_release(&next);
     buf_release(&value);
     return st;
 }

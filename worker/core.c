@@ -170,7 +170,7 @@ static void say_hello(struct worker_core *core)
 {
     Alv__Hello hello = ALV__HELLO__INIT;
     struct digest card;
-    card_digest(&core->config.card, &card);
+    card_digest_trained(&core->config.card, &card);
     hello.protocol_min = hello.protocol_max = 1;
     hello.line = core->config.line;
     hello.instance = (ProtobufCBinaryData){16, core->instance};
@@ -374,17 +374,10 @@ static void task_failed(struct worker_core *core, enum status status, const char
 /* Names and files that may serve differ between cards of the same base; what is trained on must not. */
 static bool same_base(const struct card *a, const struct card *b)
 {
-    struct card x = *a, y = *b;
-    struct buf left = {0}, right = {0};
-    memset(x.base_name, 0, sizeof x.base_name);
-    memset(y.base_name, 0, sizeof y.base_name);
-    x.n_serving = y.n_serving = 0;
-    card_encode(&x, &left);
-    card_encode(&y, &right);
-    bool same = left.len == right.len && memcmp(left.data, right.data, left.len) == 0;
-    buf_release(&left);
-    buf_release(&right);
-    return same;
+    struct digest left, right;
+    card_digest_trained(a, &left);
+    card_digest_trained(b, &right);
+    return digest_eq(&left, &right);
 }
 
 static enum status other_base(const struct name *line, const struct card *theirs, const struct card *ours,

@@ -98,7 +98,7 @@ static enum status run(const struct worker_options *options, const struct join *
     void *zmq = zmq_ctx_new();
     if (!zmq)
         return err_set(err, ST_IO, "zmq_ctx_new: %s", zmq_strerror(zmq_errno()));
-    card_digest(&engine->card, &card);
+    card_digest_trained(&engine->card, &card);
     fill_hello(home, join, &card, &hello);
     struct jobs_config jobs_config = {zmq,  join,   &hello,
                                       home, engine, options->keep_bytes ? options->keep_bytes : default_keep};

@@ -80,7 +80,7 @@ static enum status domain_set_up(struct core *core, const Alv__Control *c, struc
         if (core->round.phase == ROUND_EVALUATING || core->round.phase == ROUND_AGGREGATING)
             return err_set(err, ST_AGAIN, "a round is being judged: create the domain after it");
         d = domain_new(core, c->domain);
-        d->d.reference = core->counters.version;
+        d->d.reference = d->d.base = core->counters.version;
     }
     if (!d)
         return err_set(err, ST_NOT_FOUND, "no domain \"%.64s\"", c->domain);

@@ -189,6 +189,10 @@ static enum status add_version(struct core *core, struct manifest *m, const stru
                               .manifest = buf_bytes(&bytes),
                               .files = *files,
                               .n_domains = core->n_domains};
+    for (uint32_t i = 0; i < m->n_leases; i++) {
+        v.tokens += core->leases[i]->delta.target_tokens;
+        v.train_ms += core->leases[i]->delta.train_ms;
+    }
     memcpy(secret.b, core->config.release_secret, sizeof secret.b);
     manifest_sign(&secret, bytes.data, bytes.len, v.signature);
     sign_wipe(&secret);
@@ -273,21 +277,29 @@ static void verdict_json(const struct core *core, enum gate_outcome outcome, str
     free(gates);
 }
 
-/* The version's row of the evaluation matrix, window by window. */
+/* Rows of the evaluation matrix, window by window: the version's, and its reference's as it was scored beside it. */
+static void store_losses(struct core *core, uint64_t version, uint32_t domain, bool reference)
+{
+    const struct eval_domain *d = &core->eval.domains[domain];
+    struct state_losses v = {.items = xcalloc(d->n + 1, sizeof *v.items)};
+    FORMAT(v.fingerprint, "%s", core->eval.fingerprint);
+    for (uint32_t i = 0; i < d->n; i++)
+        if (d->windows[i].tokens)
+            v.items[v.n++] = (struct window_loss){core->domains[domain]->id, d->windows[i].offset,
+                                                  reference ? d->windows[i].reference : d->windows[i].candidate,
+                                                  d->windows[i].reference, d->windows[i].tokens};
+    if (v.n)
+        PUT(core, FAMILY_MATRIX, key_matrix(version, core->domains[domain]->id), state_losses, &v);
+    state_losses_release(&v);
+}
+
 static void store_matrix(struct core *core, uint64_t version)
 {
     for (uint32_t i = 0; i < core->eval.n_domains; i++) {
-        const struct eval_domain *d = &core->eval.domains[i];
-        struct state_losses v = {.items = xcalloc(d->n + 1, sizeof *v.items)};
-        FORMAT(v.fingerprint, "%s", core->eval.fingerprint);
-        for (uint32_t j = 0; j < d->n; j++)
-            if (d->windows[j].tokens)
-                v.items[v.n++] =
-                    (struct window_loss){core->domains[i]->id, d->windows[j].offset, d->windows[j].candidate,
-                                         d->windows[j].reference, d->windows[j].tokens};
-        if (v.n)
-            PUT(core, FAMILY_MATRIX, key_matrix(version, core->domains[i]->id), state_losses, &v);
-        state_losses_release(&v);
+        const struct gate_domain *g = &core->eval.domains[i].gate;
+        store_losses(core, version, i, false);
+        if (g->reference == core->domains[i]->d.base) /* nobody scored it when it was published */
+            store_losses(core, g->reference, i, true);
     }
 }
 

@@ -160,7 +160,7 @@ void roster_hello(struct core *core, const struct event *event)
     const Alv__Hello *hello = (const Alv__Hello *)event->message;
     bool worker = event->peer.plane == PLANE_WORK;
     struct digest card;
-    card_digest(&core->config.card, &card);
+    card_digest_trained(&core->config.card, &card);
     if (hello->instance.len != 16) {
         refuse(core, event, ST_BAD_DATA, 0, "hello: instance must be 16 bytes");
         return;

@@ -181,6 +181,7 @@ static void io_state_domain(struct io *io, struct state_domain *v)
     io_u64(io, &v->tokens_seen);
     io_u64(io, &v->bytes_seen);
     io_u64(io, &v->reference);
+    io_u64(io, &v->base);
     io_u32(io, &v->probe_set);
     for (unsigned i = 0; i < SEG_STATES; i++)
         io_u64(io, &v->settled[i]);
@@ -355,6 +356,8 @@ static void io_state_version(struct io *io, struct state_version *v)
     io_u64(io, &v->round);
     io_u64(io, &v->rollback_of);
     io_u64(io, &v->created_s);
+    io_u64(io, &v->tokens);
+    io_u64(io, &v->train_ms);
     io_blob(io, &v->manifest);
     io_raw(io, v->signature, SIGNATURE_LEN);
     io_files(io, &v->files);

@@ -93,6 +93,7 @@ struct state_domain {
     uint64_t settled_bytes;                            /* below the watermark */
     uint64_t tokens_seen, bytes_seen;                  /* reported by workers: tokens per byte */
     uint64_t reference;                                /* version the domain is compared with */
+    uint64_t base;                                     /* the first reference: what was learnt is counted from it */
     uint32_t probe_set;                                /* counts changes of the probe's members */
     uint64_t settled[SEG_STATES];                      /* train segments in each terminal state */
     uint64_t relabelled;                               /* ... of these superseded or retracted later */
@@ -225,6 +226,7 @@ struct state_id {
 
 struct state_version {
     uint64_t parent, round, rollback_of, created_s;
+    uint64_t tokens, train_ms; /* trained for it by all workers together */
     struct bytes manifest; /* borrowed after decoding */
     uint8_t signature[SIGNATURE_LEN];
     struct version_files files;

@@ -201,7 +201,7 @@ enum status world_hello(struct world *w, struct peer peer, uint8_t instance, uin
     Alv__Hello h = ALV__HELLO__INIT;
     uint8_t id[16] = {instance}, none[16] = {0};
     struct digest card;
-    card_digest(&w->config.card, &card);
+    card_digest_trained(&w->config.card, &card);
     h.protocol_min = h.protocol_max = 1;
     h.line = (char[]){"test"};
     h.instance = (ProtobufCBinaryData){16, id};
