@@ -16,6 +16,7 @@
 
 static const char *const FAMILY_NAMES[FAMILIES] = {"meta",   "stream",   "dedupe", "leases",
                                                    "deltas", "versions", "matrix", "audit"};
+static const enum db_shape FAMILY_SHAPES[FAMILIES] = {[FAMILY_STREAM] = DB_LOG, [FAMILY_DEDUPE] = DB_HASHED};
 static const char MARK_KEY[] = "\xff"
                                "witness";
 
@@ -79,6 +80,7 @@ enum status streamlog_open(const char *db_path, const char *witness_path, uint64
     pthread_condattr_destroy(&attr);
 
     struct db_options options = {.families = FAMILY_NAMES,
+                                 .shapes = FAMILY_SHAPES,
                                  .n_families = FAMILIES,
                                  .write_buffer_bytes = WRITE_BUFFER,
                                  .cache_bytes = CACHE,

@@ -18,7 +18,10 @@ enum {
     INFO_LOG_FATAL_ONLY = 4,        /* a full disk under the info log aborts the process (7.8.3) */
     COMPRESSION_LZ4 = 4,
     COMPRESSION_ZSTD = 7,
-    BLOOM_BITS_PER_KEY = 10,      /* 1 % false positives */
+    COMPRESSION_NONE = 0,
+    BLOOM_BITS_PER_KEY = 10, /* 1 % false positives */
+    LOG_VALUE_MIN = 256,     /* smaller ones of a log stay beside their keys */
+    UNIVERSAL_COMPACTION = 1,
     FREE_RECHECK_BYTES = 4 << 20, /* statvfs again after so many written bytes: the reserve is at least 4 times that */
     RESERVE_MIN = 16 << 20,
 };
@@ -138,17 +141,36 @@ static rocksdb_options_t *make_options(const struct db_options *o, rocksdb_cache
     return options;
 }
 
+static rocksdb_options_t *shape_options(const rocksdb_options_t *plain, enum db_shape shape)
+{
+    rocksdb_options_t *options = rocksdb_options_create_copy((rocksdb_options_t *)(uintptr_t)plain);
+    if (shape == DB_LOG) {
+        rocksdb_options_set_enable_blob_files(options, 1);
+        rocksdb_options_set_min_blob_size(options, LOG_VALUE_MIN);
+        rocksdb_options_set_blob_compression_type(options, COMPRESSION_LZ4);
+        rocksdb_options_set_enable_blob_gc(options, 1);
+    } else if (shape == DB_HASHED) {
+        rocksdb_options_set_compaction_style(options, UNIVERSAL_COMPACTION);
+        rocksdb_options_set_level_compaction_dynamic_level_bytes(options, 0);
+        rocksdb_options_set_compression(options, COMPRESSION_NONE);
+        rocksdb_options_set_bottommost_compression(options, COMPRESSION_NONE);
+    }
+    return options;
+}
+
 /* "default" must be opened with the rest; it stays empty. */
 static enum status open_families(struct db *db, const struct db_options *o, struct err *err)
 {
     const char *names[DB_FAMILIES_MAX + 1] = {"default"};
-    const rocksdb_options_t *options[DB_FAMILIES_MAX + 1] = {db->options};
+    rocksdb_options_t *options[DB_FAMILIES_MAX + 1] = {db->options};
     rocksdb_column_family_handle_t *handles[DB_FAMILIES_MAX + 1] = {0};
     char *text = NULL;
     for (uint32_t i = 0; i < o->n_families; i++)
-        names[i + 1] = o->families[i], options[i + 1] = db->options;
-    db->rocks =
-        rocksdb_open_column_families(db->options, db->path, (int)o->n_families + 1, names, options, handles, &text);
+        names[i + 1] = o->families[i], options[i + 1] = shape_options(db->options, o->shapes ? o->shapes[i] : DB_PLAIN);
+    db->rocks = rocksdb_open_column_families(db->options, db->path, (int)o->n_families + 1, names,
+                                             (const rocksdb_options_t *const *)options, handles, &text);
+    for (uint32_t i = 0; i < o->n_families; i++)
+        rocksdb_options_destroy(options[i + 1]);
     if (text)
         return classify(db, NULL, text, "cannot open", err);
     rocksdb_column_family_handle_destroy(handles[0]);
@@ -419,6 +441,15 @@ enum status db_checkpoint(struct db *db, const char *dir, struct err *err)
     return text ? classify(db, NULL, text, "cannot make a checkpoint", err) : ST_OK;
 }
 
+/* Compaction moves the living values out of this share of the oldest files of a log, which then are deleted. */
+static char *set_cleaning(struct db *db, uint8_t family, const char *share)
+{
+    const char *name[] = {"blob_garbage_collection_age_cutoff"}, *value[] = {share};
+    char *text = NULL;
+    rocksdb_set_options_cf(db->rocks, family_of(db, family), 1, name, value, &text);
+    return text;
+}
+
 enum status db_purge(struct db *db, uint8_t family, struct bytes from, struct bytes to, struct err *err)
 {
     enum status status = check_reserve(db, 0, true, err);
@@ -432,12 +463,15 @@ enum status db_purge(struct db *db, uint8_t family, struct bytes from, struct by
     rocksdb_flushoptions_destroy(flush);
     if (text)
         return classify(db, NULL, text, "cannot flush", err);
+    if ((text = set_cleaning(db, family, "1.0")))
+        return classify(db, NULL, text, "cannot purge", err);
     rocksdb_compactoptions_t *compact = rocksdb_compactoptions_create();
     rocksdb_compactoptions_set_bottommost_level_compaction(compact, 3); /* forced, each file once */
     rocksdb_compact_range_cf_opt(db->rocks, family_of(db, family), compact, (const char *)from.data, from.len,
                                  (const char *)to.data, to.len);
     rocksdb_compactoptions_destroy(compact);
-    return ST_OK;
+    text = set_cleaning(db, family, "0.25");
+    return text ? classify(db, NULL, text, "cannot purge", err) : ST_OK;
 }
 
 enum status db_scrub(struct db *db, uint8_t family, db_each_fn each, void *user, uint64_t *keys, uint64_t *bytes,

@@ -29,8 +29,17 @@ enum { DB_FAMILIES_MAX = 32, DB_KEY_MAX = 1 << 12, DB_VALUE_MAX = 64 << 20 };
 struct db;
 struct db_iter;
 
+/* What a family is like. It may change from one opening to the next: both kinds are read whatever it is. */
+enum db_shape {
+    DB_PLAIN,  /* leveled compaction */
+    DB_LOG,    /* large values written once: kept in files of their own, so that compaction moves only keys and places
+                * (Lu et al. 2016, WiscKey: separating keys from values in SSD-conscious storage) */
+    DB_HASHED, /* small values under hashes, mostly asked for what is not there: tiered compaction, no compression */
+};
+
 struct db_options {
     const char *const *families; /* borrowed during db_open only; an index here is a batch's `family` */
+    const enum db_shape *shapes; /* of each family, borrowed likewise; NULL: all plain */
     uint32_t n_families;
     uint64_t write_buffer_bytes; /* per family; 0: 8 MiB. The log may grow to 4 x this before a flush is forced */
     uint64_t cache_bytes;        /* block cache, all families together; 0: 32 MiB */

@@ -16,6 +16,13 @@ static const char *const FAMILY[] = {"meta", "stream"};
 enum { META, STREAM };
 static const struct db_options OPTIONS = {.families = FAMILY, .n_families = 2, .create = true, .reserve_bytes = 1};
 
+static struct db_options shaped(const enum db_shape shapes[2])
+{
+    struct db_options options = OPTIONS;
+    options.shapes = shapes;
+    return options;
+}
+
 static struct bytes bytes_of(const char *s)
 {
     return (struct bytes){(const uint8_t *)s, strlen(s)};
@@ -275,15 +282,16 @@ static void test_reserve_refuses_before_writing(void)
     batch_release(&batch);
 }
 
-static void test_purge_leaves_no_bytes(void)
+static void purge_leaves_no_bytes(const enum db_shape shapes[2])
 {
     const char *path = harness_path(harness_tmpdir(), "db");
     struct err err;
     struct db *db;
     struct batch batch = {0};
     struct bytes none = {0};
-    uint8_t secret[64];
-    EXPECT_ST(db_open(path, &OPTIONS, &db, &err), ST_OK, &err);
+    uint8_t secret[256];
+    struct db_options options = shaped(shapes);
+    EXPECT_ST(db_open(path, &options, &db, &err), ST_OK, &err);
     fill(db, 200, 1000);
     random_bytes(secret, sizeof secret);
     char hex[2 * sizeof secret + 1];
@@ -302,6 +310,82 @@ static void test_purge_leaves_no_bytes(void)
     EXPECT(holds(db, META, "kept", "yes") && holds(db, STREAM, "secret", NULL));
     db_close(&db);
     batch_release(&batch);
+}
+
+/* The secret is flushed beside what stays: its file must be rewritten for it to go. */
+static void purge_of_old_files(const enum db_shape shapes[2])
+{
+    const char *path = harness_path(harness_tmpdir(), "db");
+    struct err err;
+    struct db *db;
+    struct batch batch = {0};
+    struct bytes none = {0};
+    struct db_options options = shaped(shapes);
+    uint8_t secret[256];
+    char hex[2 * sizeof secret + 1], first[33];
+    uint64_t keys;
+    random_bytes(secret, sizeof secret);
+    hex_encode(secret, sizeof secret, hex);
+    snprintf(first, sizeof first, "%.32s", hex);
+    EXPECT_ST(db_open(path, &options, &db, &err), ST_OK, &err);
+    fill(db, 200, 1000);
+    put(&batch, STREAM, "secret", hex);
+    EXPECT_ST(db_commit(db, &batch, true, &err), ST_OK, &err);
+    EXPECT_ST(db_purge(db, META, none, none, &err), ST_OK, &err); /* flushes all families */
+    shell("grep -rqa %2$s %1$s", path, first);
+    batch_clear(&batch);
+    batch_delete(&batch, STREAM, "secret", 6);
+    EXPECT_ST(db_commit(db, &batch, true, &err), ST_OK, &err);
+    EXPECT_ST(db_purge(db, STREAM, none, none, &err), ST_OK, &err);
+    shell("! grep -rqa %2$s %1$s", path, first);
+    EXPECT_ST(db_scrub(db, STREAM, NULL, NULL, &keys, NULL, &err), ST_OK, &err);
+    EXPECT_EQ(keys, 200);
+    db_close(&db);
+    batch_release(&batch);
+}
+
+static void test_purge_leaves_no_bytes(void)
+{
+    for (enum db_shape shape = DB_PLAIN; shape <= DB_HASHED; shape++) {
+        purge_leaves_no_bytes((enum db_shape[]){DB_PLAIN, shape});
+        purge_of_old_files((enum db_shape[]){DB_PLAIN, shape});
+    }
+}
+
+/* What one shape wrote every other reads; damage in a log's own files is found like any other. */
+static void test_shapes(void)
+{
+    const char *path = harness_path(harness_tmpdir(), "db");
+    struct err err;
+    struct db *db;
+    struct bytes none = {0};
+    uint64_t keys, bytes;
+    const enum db_shape order[] = {DB_PLAIN, DB_LOG, DB_HASHED, DB_PLAIN, DB_LOG};
+    for (size_t i = 0; i < sizeof order / sizeof order[0]; i++) {
+        struct db_options options = shaped((enum db_shape[]){DB_PLAIN, order[i]});
+        REQUIRE(db_open(path, &options, &db, &err) == ST_OK);
+        fill(db, 100 * (int)(i + 1), 1000); /* over the old ones, and new ones */
+        EXPECT_ST(db_scrub(db, STREAM, NULL, NULL, &keys, &bytes, &err), ST_OK, &err);
+        EXPECT(keys == 100 * (i + 1) && bytes == keys * (9 + 1000));
+        EXPECT_ST(db_purge(db, i == 4 ? STREAM : META, none, none, &err), ST_OK, &err);
+        db_close(&db);
+    }
+    REQUIRE(damage(path, ".blob"));
+    struct db_options options = shaped((enum db_shape[]){DB_PLAIN, DB_LOG});
+    EXPECT_ST(db_open(path, &options, &db, &err), ST_OK, &err);
+    int bad = 0;
+    for (int i = 0; i < 500; i++) {
+        char key[16];
+        struct buf value = {0};
+        snprintf(key, sizeof key, "key%06d", i);
+        enum status status = db_get(db, STREAM, key, strlen(key), &value, &err);
+        EXPECT(status == ST_OK || status == ST_CORRUPT);
+        bad += status == ST_CORRUPT;
+        buf_release(&value);
+    }
+    EXPECT_EQ(bad, 1);
+    EXPECT_ST(db_scrub(db, STREAM, NULL, NULL, &keys, &bytes, &err), ST_CORRUPT, &err);
+    db_close(&db);
 }
 
 static void test_checkpoint(void)
@@ -415,6 +499,7 @@ int main(void)
     RUN(test_damaged_log_is_refused);
     RUN(test_reserve_refuses_before_writing);
     RUN(test_purge_leaves_no_bytes);
+    RUN(test_shapes);
     RUN(test_checkpoint);
     RUN(test_witness_sees_a_lost_tail);
     return harness_end();
