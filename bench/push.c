@@ -11,7 +11,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/resource.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -32,7 +31,7 @@ struct bench {
     char ids[BATCH][ID_SIZE];
     char *text; /* BATCH * bytes */
     /* results */
-    double push_s, rocks_s, restart_s;
+    double push_s, rocks_s, restart_s, cpu_s;
     uint64_t pushed, rocks_records;
     double *latency;
     size_t n_latency;
@@ -144,6 +143,20 @@ static void rocks(struct bench *b, struct db *db, uint64_t first, uint64_t n)
     b->rocks_records += n;
 }
 
+/* User and system time of a process that still runs. */
+static void coordinator_cpu(pid_t pid, struct bench *b)
+{
+    char path[64], line[1024] = "";
+    unsigned long user = 0, system = 0;
+    snprintf(path, sizeof path, "/proc/%ld/stat", (long)pid);
+    FILE *f = fopen(path, "re");
+    if (f && fgets(line, sizeof line, f) && strrchr(line, ')'))
+        sscanf(strrchr(line, ')') + 1, " %*c %*d %*d %*d %*d %*d %*u %*u %*u %*u %*u %lu %lu", &user, &system);
+    if (f)
+        fclose(f);
+    b->cpu_s = (double)(user + system) / (double)sysconf(_SC_CLK_TCK);
+}
+
 static int by_value(const void *a, const void *b)
 {
     double x = *(const double *)a, y = *(const double *)b;
@@ -155,10 +168,7 @@ static void report(struct bench *b)
     qsort(b->latency, b->n_latency, sizeof *b->latency, by_value);
     double rate = (double)b->pushed / b->push_s, rocks_rate = (double)b->rocks_records / b->rocks_s;
     double p50 = b->latency[b->n_latency / 2] * 1e3, p99 = b->latency[b->n_latency * 99 / 100] * 1e3;
-    struct rusage child;
-    getrusage(RUSAGE_CHILDREN, &child);
-    double cpu = (double)(child.ru_utime.tv_sec + child.ru_stime.tv_sec) +
-                 (double)(child.ru_utime.tv_usec + child.ru_stime.tv_usec) * 1e-6;
+    double cpu = b->cpu_s;
     char text[1024];
     snprintf(text, sizeof text,
              "{\"records\":%llu,\"record_bytes\":%llu,\"batch\":%d,\"in_flight\":%llu,\"push_records_per_s\":%.0f,"
@@ -172,7 +182,7 @@ static void report(struct bench *b)
     printf("ack         %10.2f ms p50, %.2f ms p99 (batches of %d, %llu in flight)\n", p50, p99, BATCH,
            (unsigned long long)b->in_flight);
     printf("restart     %10.3f s from kill -9 to the first answer\n", b->restart_s);
-    printf("coordinator %10.2f us of CPU a record (both runs)\n", cpu * 1e6 / (double)b->pushed);
+    printf("coordinator %10.2f us of CPU a record\n", cpu * 1e6 / (double)b->pushed);
     if (b->json) {
         FILE *f = fopen(b->json, "we");
         if (!f || fprintf(f, "%s\n", text) < 0 || fclose(f)) {
@@ -255,6 +265,7 @@ int main(int argc, char **argv)
     }
     codec_free(&opened->base);
     client_close(&client);
+    coordinator_cpu(pid, &b);
     live_end(pid, SIGKILL);
 
     double start = clock_s();

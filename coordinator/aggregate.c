@@ -124,8 +124,8 @@ static enum status combine_job(struct aggregator *a, const struct job *job, stru
     }
     if (!st && !n)
         st = err_set(err, ST_EMPTY, "no delta of round %llu can be used", (unsigned long long)job->round);
+    struct combine_settings settings = combine_defaults();
     if (!st) {
-        struct combine_settings settings = combine_defaults();
         settings.clip = a->config.settings.clip_norm;
         settings.weight_cap = a->config.settings.weight_cap;
         settings.step = job->step;
@@ -134,6 +134,8 @@ static enum status combine_job(struct aggregator *a, const struct job *job, stru
     }
     if (!st) {
         out->error_ratio = result.factor_error;
+        out->update_norm = result.norm;
+        out->clip_norm = settings.clip * result.median_norm;
         for (uint32_t i = 0; i < n; i++) {
             out->deltas[at[i]].norm = rows[i].norm;
             out->deltas[at[i]].clip = rows[i].clip;

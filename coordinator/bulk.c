@@ -280,6 +280,51 @@ static bool add_segment(struct page *page, uint64_t offset, struct bytes value)
     return true;
 }
 
+/* Text that was given back (rollback, released quarantine) stands at new offsets which link to the old, lower ones. ST_EMPTY:
+ * no link covers the offset. */
+static enum status follow_link(struct bulk *b, struct domain_id domain, uint64_t *offset, struct err *err)
+{
+    struct state_key from = key_domain('k', domain, 0), to = key_domain('k', domain, *offset + 1);
+    struct db_iter *iter =
+        db_iter_open(b->config.db, FAMILY_META, (struct bytes){from.b, from.len}, (struct bytes){to.b, to.len}, false);
+    struct bytes key, value;
+    struct state_link link = {0};
+    struct domain_id d;
+    uint64_t first = 0;
+    enum status st;
+    while (!(st = db_iter_next(iter, &key, &value, err)))
+        if (!key_read_domain(key, &d, &first) || !state_link_get(value, &link)) {
+            st = err_set(err, ST_CORRUPT, "a stored link of domain %u does not decode", domain.v);
+            break;
+        }
+    db_iter_close(&iter);
+    if (st != ST_EMPTY)
+        return st;
+    if (!link.count || *offset - first >= link.count || link.source + (*offset - first) >= *offset)
+        return ST_EMPTY;
+    *offset = link.source + (*offset - first);
+    return ST_OK;
+}
+
+static enum status add_linked(struct bulk *b, struct page *page, struct domain_id domain, uint64_t offset,
+                              struct err *err)
+{
+    struct buf value = {0};
+    uint64_t at = offset;
+    enum status st = ST_NOT_FOUND;
+    while (st == ST_NOT_FOUND && !(st = follow_link(b, domain, &at, err))) {
+        struct state_key key = key_stream('s', domain, false, at);
+        st = db_get(b->config.db, FAMILY_STREAM, key.b, key.len, &value, err);
+    }
+    struct bytes found = st ? (struct bytes){0} : buf_bytes(&value);
+    if (st == ST_EMPTY || st == ST_NOT_FOUND)
+        st = ST_OK; /* trimmed, erased, or never was: the page says that it is missing */
+    if (!st && !add_segment(page, offset, found))
+        st = err_set(err, ST_CORRUPT, "segment %u/%llu does not decode", domain.v, (unsigned long long)at);
+    buf_release(&value);
+    return st;
+}
+
 static enum status read_slice(struct bulk *b, const Alv__SegmentsGet *get, size_t first, size_t n, struct page *page,
                               struct err *err)
 {
@@ -295,7 +340,9 @@ static enum status read_slice(struct bulk *b, const Alv__SegmentsGet *get, size_
     }
     enum status st = db_multi_get(b->config.db, FAMILY_STREAM, n, views, &b->values, values, NULL, err);
     for (size_t i = 0; !st && i < n && page->text_bytes < LIMIT_SEGMENTS_BYTES; i++)
-        if (!add_segment(page, offsets[i], values[i]))
+        if (!values[i].data && !get->probe)
+            st = add_linked(b, page, domain, offsets[i], err);
+        else if (!add_segment(page, offsets[i], values[i]))
             st = err_set(err, ST_CORRUPT, "segment %u/%llu does not decode", get->domain,
                          (unsigned long long)offsets[i]);
     return st;

@@ -1,5 +1,6 @@
 #include "coordinator/facts.h"
 
+#include <stdlib.h>
 #include <string.h>
 
 #include "base/check.h"
@@ -113,8 +114,8 @@ static enum status walk_back(struct db *db, uint64_t newest, uint64_t number, st
     return st;
 }
 
-static enum status read_version(struct facts *facts, struct streamlog *log, const Alv__Control *control,
-                                struct event *event, struct err *err)
+static enum status read_version(struct facts *facts, struct streamlog *log, struct blob_store *blobs,
+                                const Alv__Control *control, struct event *event, struct err *err)
 {
     struct db *db = streamlog_db(log);
     struct state_key key = key_u64('m', control->number);
@@ -129,6 +130,11 @@ static enum status read_version(struct facts *facts, struct streamlog *log, cons
     if (st)
         return st;
     facts->version.newest = counters.version;
+    struct state_version *v = xmalloc(sizeof *v);
+    if (state_version_get(buf_bytes(&facts->value), v))
+        facts->version.files_held = blob_has(blobs, &v->files.peft) && blob_has(blobs, &v->files.gguf);
+    free(v);
+    facts->version.newest = counters.version;
     facts->version.value = buf_bytes(&facts->value);
     facts->version.ranges = (const struct done_range *)(const void *)facts->ranges.data;
     facts->version.n = (uint32_t)(facts->ranges.len / sizeof(struct done_range));
@@ -136,14 +142,15 @@ static enum status read_version(struct facts *facts, struct streamlog *log, cons
     return ST_OK;
 }
 
-static enum status read_control(struct facts *facts, struct streamlog *log, const struct sip_key *seed,
-                                const Alv__Control *control, struct event *event, struct err *err)
+static enum status read_control(struct facts *facts, struct streamlog *log, struct blob_store *blobs,
+                                const struct sip_key *seed, const Alv__Control *control, struct event *event,
+                                struct err *err)
 {
     struct domain_id domain;
     switch (control->verb) {
     case ALV__CONTROL_VERB__CONTROL_ROLLBACK:
     case ALV__CONTROL_VERB__CONTROL_PROMOTE:
-        return read_version(facts, log, control, event, err);
+        return read_version(facts, log, blobs, control, event, err);
     case ALV__CONTROL_VERB__CONTROL_RETRACT: {
         enum status st = facts_domain(streamlog_db(log), control->domain, &domain, err);
         if (st == ST_NOT_FOUND)
@@ -179,7 +186,7 @@ enum status facts_read(struct facts *facts, struct core *core, struct streamlog 
         return event->facts ? ST_OK : ST_IO;
     }
     if (event->verb == VERB_CONTROL)
-        return read_control(facts, log, seed, (const Alv__Control *)event->message, event, err);
+        return read_control(facts, log, blobs, seed, (const Alv__Control *)event->message, event, err);
     if (event->verb == VERB_DELTA_COMMIT)
         read_delta(facts, blobs, (const Alv__DeltaCommit *)event->message, event);
     return ST_OK;

@@ -244,42 +244,54 @@ static enum status add_json(struct intake *in, const char *file, uint64_t line_n
     return st;
 }
 
+/* The next line with its newline into `line`, which holds no more than LINE_MAX_BYTES whatever the file: false at the end,
+ * ST_LIMIT in `st` for a longer one. */
+static bool next_line(FILE *f, const char *file, uint64_t line_no, struct buf *line, enum status *st, struct err *err)
+{
+    int c;
+    buf_clear(line);
+    while ((c = getc_unlocked(f)) != EOF) {
+        if (line->len == LINE_MAX_BYTES) {
+            *st = err_set(err, ST_LIMIT, "%s:%llu: a line of more than %d bytes", file, (unsigned long long)line_no,
+                          LINE_MAX_BYTES);
+            return false;
+        }
+        buf_put_u8(line, (uint8_t)c);
+        if (c == '\n')
+            break;
+    }
+    return line->len > 0;
+}
+
 static enum status read_jsonl(struct intake *in, FILE *f, const char *file, struct err *err)
 {
-    char *line = NULL;
-    size_t cap = 0;
-    ssize_t len;
+    struct buf line = {0};
     enum status st = ST_OK;
-    for (uint64_t n = 1; !st && (len = getline(&line, &cap, f)) >= 0; n++) {
-        if (len > LINE_MAX_BYTES)
-            st = err_set(err, ST_LIMIT, "%s:%llu: a line of %zd bytes", file, (unsigned long long)n, len);
-        else if (strspn(line, " \t\r\n") < (size_t)len)
-            st = add_json(in, file, n, line, (size_t)len, err);
-    }
-    free(line);
+    for (uint64_t n = 1; !st && next_line(f, file, n, &line, &st, err); n++)
+        if (strspn(buf_cstr(&line), " \t\r\n") < line.len)
+            st = add_json(in, file, n, buf_cstr(&line), line.len, err);
+    buf_release(&line);
     return st;
 }
 
 /* Plain text: paragraphs (separated by empty lines) are gathered into records of about PARAGRAPH_BYTES. */
 static enum status read_plain(struct intake *in, FILE *f, const char *file, struct err *err)
 {
-    struct buf text = {0};
-    char *line = NULL, group[64];
-    size_t cap = 0;
-    ssize_t len;
-    uint64_t line_no = 0, part = 0;
+    struct buf text = {0}, line = {0};
+    char group[64];
+    uint64_t part = 0;
     enum status st = ST_OK;
-    while (!st) {
-        len = getline(&line, &cap, f);
-        line_no++;
-        bool end = len < 0, blank = !end && strspn(line, " \t\r\n") == (size_t)len;
-        if (!end && !utf8_valid(line, (size_t)len))
-            st = err_set(err, ST_BAD_DATA, "%s:%llu: not UTF-8", file, (unsigned long long)line_no);
-        else if (!end)
-            buf_put(&text, line, (size_t)len);
+    for (uint64_t n = 1; !st; n++) {
+        bool end = !next_line(f, file, n, &line, &st, err);
+        if (st)
+            break;
+        if (!utf8_valid((const char *)line.data, line.len))
+            st = err_set(err, ST_BAD_DATA, "%s:%llu: not UTF-8", file, (unsigned long long)n);
+        buf_put(&text, line.data, line.len);
+        bool blank = strspn(buf_cstr(&line), " \t\r\n") == line.len;
         bool full = text.len >= PARAGRAPH_BYTES && (blank || text.len >= LIMIT_RECORD_BYTES / 2);
         if (!st && text.len > LIMIT_RECORD_BYTES)
-            st = err_set(err, ST_LIMIT, "%s:%llu: a line of %zd bytes", file, (unsigned long long)line_no, len);
+            st = err_set(err, ST_LIMIT, "%s:%llu: a line of %zu bytes", file, (unsigned long long)n, line.len);
         if (!st && (end || full) && strspn(buf_cstr(&text), " \t\r\n") < text.len) {
             snprintf(group, sizeof group, "part-%llu", (unsigned long long)part++);
             st = add(in, file, ALV__RECORD_KIND__RECORD_TEXT, "", group, text.data, text.len, err);
@@ -289,7 +301,7 @@ static enum status read_plain(struct intake *in, FILE *f, const char *file, stru
         if (end)
             break;
     }
-    free(line);
+    buf_release(&line);
     buf_release(&text);
     return st;
 }
@@ -304,13 +316,17 @@ static enum status read_anchor(struct intake *in, const char *file, struct err *
     snprintf(source, sizeof source, "anchor:%.*s", (int)sizeof source - 8, name);
     if (in->options->progress)
         in->options->progress(in->options->user, file, in->records_seen, in->bytes_seen);
-    FILE *f = fopen(file, "re");
-    if (!f)
-        return err_set(err, errno == ENOENT ? ST_NOT_FOUND : ST_IO, "%s: %s", file, strerror(errno));
+    int fd;
+    enum status st = file_open(file, &fd, err);
+    if (st)
+        return st;
+    FILE *f = fdopen(fd, "r");
+    CHECK(f);
     Alv__PushOpen open = ALV__PUSH_OPEN__INIT;
     open.domain = (char *)(uintptr_t) "general";
     open.source = source;
-    enum status st = ask(in, VERB_PUSH_OPEN, &open.base, NULL, &reply, err);
+    uint64_t before = in->records_seen;
+    st = ask(in, VERB_PUSH_OPEN, &open.base, NULL, &reply, err);
     if (!st) {
         in->producer = ((const Alv__PushOpened *)reply)->producer;
         in->position = ((const Alv__PushOpened *)reply)->position;
@@ -319,6 +335,8 @@ static enum status read_anchor(struct intake *in, const char *file, struct err *
     }
     if (!st && ferror(f))
         st = err_set(err, ST_IO, "%s: %s", file, strerror(errno));
+    if (!st && in->records_seen == before)
+        st = err_set(err, ST_BAD_DATA, "%s: no text in it", file);
     if (!st)
         st = flush(in, file, err);
     fclose(f);

@@ -485,6 +485,13 @@ static enum status shut_down(struct loop *l, struct err *err)
         zmq_ctx_term(l->zmq);
     keys_free(l->keys);
     aggregator_stop(&l->aggregator);
+    if (l->log) {
+        struct streamlog_stats stats;
+        streamlog_stats(l->log, &stats);
+        log_info("coordinator", "stopping commits=%llu batches=%llu bytes=%llu commit_seconds=%.3f",
+                 (unsigned long long)stats.groups, (unsigned long long)stats.batches, (unsigned long long)stats.bytes,
+                 stats.seconds);
+    }
     enum status st = streamlog_close(&l->log, err);
     core_free(l->core);
     peers_free(l->peers);
@@ -535,8 +542,6 @@ enum status coordinator_run(const struct coordinator_options *options, struct er
         if (err)
             *err = closing;
     }
-    if (!st)
-        log_info("coordinator", "stopped");
     free(l);
     return st;
 }

@@ -2,7 +2,7 @@
 #include "coordinator/streamlog.h"
 
 #include <pthread.h>
-#include <stdatomic.h>
+#include <stdlib.h>
 #include <string.h>
 #include <time.h>
 #include <unistd.h>
@@ -21,7 +21,7 @@ static const char MARK_KEY[] = "\xff"
                                "witness";
 
 enum {
-    WRITE_BUFFER = 16 << 20, /* a restart replays up to four of these from the log: well under a second */
+    WRITE_BUFFER = 32 << 20, /* larger: fewer files to merge; a restart replays up to four of these from the log */
     CACHE = 64 << 20,
     NO_SPACE_RETRY_MS = 500,
 };
@@ -154,12 +154,50 @@ bool streamlog_full(const struct streamlog *log)
     return log->open.batch.ops.len >= STREAMLOG_GROUP_MAX;
 }
 
+/* The keys of the dedupe family are hashes, and inserting in random order is what a commit spends most of its time on: a
+ * sorted group walks RocksDB's skip list along. What is said about one key keeps its order. */
+struct dedupe_op {
+    struct bytes key;
+    size_t at, len; /* of the whole operation in the batch */
+};
+
+static int by_key(const void *a, const void *b)
+{
+    const struct dedupe_op *x = a, *y = b;
+    int order = memcmp(x->key.data, y->key.data, x->key.len < y->key.len ? x->key.len : y->key.len);
+    if (!order && x->key.len != y->key.len)
+        order = x->key.len < y->key.len ? -1 : 1;
+    return order ? order : x->at < y->at ? -1 : 1;
+}
+
+static void sort_dedupe(struct group *group)
+{
+    struct batch *batch = &group->batch;
+    struct dedupe_op *ops = xcalloc(batch->n + 1, sizeof *ops);
+    struct buf sorted = {0};
+    struct batch_op op;
+    size_t n = 0, at = 0, next = 0;
+    buf_reserve(&sorted, batch->ops.len + 128);
+    for (; batch_next(batch, &next, &op); at = next)
+        if (op.family == FAMILY_DEDUPE)
+            ops[n++] = (struct dedupe_op){op.key, at, next - at};
+        else
+            buf_put(&sorted, batch->ops.data + at, next - at);
+    qsort(ops, n, sizeof *ops, by_key);
+    for (size_t i = 0; i < n; i++)
+        buf_put(&sorted, batch->ops.data + ops[i].at, ops[i].len);
+    buf_release(&batch->ops);
+    batch->ops = sorted;
+    free(ops);
+}
+
 /* One group to the disk. The failpoints are the three moments at which a crash could tell an ack from the truth. */
 static enum status commit_group(struct streamlog *log, struct group *group, struct err *err)
 {
     struct witness_mark next;
     uint8_t mark[WITNESS_MARK_LEN];
     struct batch last = {0};
+    sort_dedupe(group);
     size_t ops_len = group->batch.ops.len;
     uint32_t ops_n = group->batch.n;
 

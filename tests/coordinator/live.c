@@ -137,6 +137,14 @@ static void fill_hello(struct client *c, Alv__Hello *hello)
     hello->boot = c->boot;
     hello->line = c->join.line.s;
     hello->software = (char *)(uintptr_t) "test";
+    if (c->join.role == ROLE_WORKER) {
+        struct card card;
+        struct adapter_shape shape;
+        struct settings settings;
+        live_card(&card, &shape, &settings);
+        card_digest_trained(&card, &c->card);
+        hello->card_digest = (ProtobufCBinaryData){DIGEST_LEN, c->card.b};
+    }
 }
 
 static enum status take_hello(void *user, const Alv__HelloOk *ok, struct err *err)

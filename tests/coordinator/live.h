@@ -34,6 +34,7 @@ struct client {
     uint64_t boot;
     uint64_t session; /* of the last hello answered */
     uint8_t incarnation[16];
+    struct digest card; /* workers say which base they hold */
 };
 
 /* Connects to one plane with a join file and says hello (waiting for a coordinator that is only starting). */

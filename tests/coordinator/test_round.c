@@ -1,0 +1,410 @@
+/* One round over real sockets with a worker that only pretends to train: push, lease, segments, delta, candidate,
+ * evaluation, version; then what the reports say of it and what a subscriber gets. */
+#include <jansson.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "adapter/delta.h"
+#include "base/hash.h"
+#include "harness.h"
+#include "live.h"
+#include "net/bulk.h"
+#include "proto/codec.h"
+#include "proto/manifest.h"
+
+enum { RECORDS = 200, WAIT_MS = 20000, TASKS_MAX = 60 };
+
+struct stage {
+    const char *dir, *operator_join, *worker_join;
+    struct card card;
+    struct adapter_shape shape;
+    struct client work, bulk;
+    float *trained;    /* what the worker made */
+    uint64_t segments; /* it was leased */
+    uint64_t missing;
+};
+
+static json_t *ask_json(struct stage *s, Alv__ControlVerb verb, uint64_t number, const char *record)
+{
+    Alv__Control control = ALV__CONTROL__INIT;
+    struct err err = {""};
+    char *text = NULL;
+    control.verb = verb;
+    control.number = number;
+    if (record) {
+        control.domain = (char *)(uintptr_t) "notes";
+        control.record = (char *)(uintptr_t)record;
+    }
+    if (!EXPECT_ST(client_control(s->operator_join, &control, &text, &err), ST_OK, &err))
+        return NULL;
+    json_t *j = json_loads(text, 0, NULL);
+    EXPECT(j != NULL);
+    free(text);
+    return j;
+}
+
+static json_int_t number(const json_t *j, const char *name)
+{
+    return json_integer_value(json_object_get(j, name));
+}
+
+static bool add_worker(struct stage *s)
+{
+    struct err err = {""};
+    struct keys *keys = NULL;
+    struct join join;
+    struct curve_pair pair;
+    bool ok = EXPECT_ST(keys_open(s->dir, &keys, &err), ST_OK, &err) &&
+              EXPECT_ST(join_read(s->operator_join, &join, &err), ST_OK, &err);
+    if (!ok)
+        return false;
+    join.role = ROLE_WORKER;
+    name_set(&join.name, "pool", 4);
+    ok = EXPECT_ST(keys_add(keys, &join.name, ROLE_WORKER, NULL, 0, &pair, &err), ST_OK, &err);
+    join.secret = pair.secret;
+    ok = ok && EXPECT_ST(join_write(s->worker_join, &join, &err), ST_OK, &err);
+    keys_free(keys);
+    return ok;
+}
+
+static bool push(struct stage *s)
+{
+    struct client c;
+    struct err err = {""};
+    Alv__PushOpened *opened;
+    static Alv__Record store[RECORDS], *records[RECORDS];
+    static char ids[RECORDS][16], texts[RECORDS][64];
+    Alv__PushBatch batch = ALV__PUSH_BATCH__INIT;
+    if (!EXPECT_ST(client_domain(s->operator_join, "notes", &err), ST_OK, &err) ||
+        !EXPECT_ST(client_open(&c, s->operator_join, PLANE_INGEST, WAIT_MS, &err), ST_OK, &err) ||
+        !EXPECT_ST(client_push_open(&c, "notes", "here", 5000, &opened, &err), ST_OK, &err))
+        return false;
+    for (int i = 0; i < RECORDS; i++) {
+        snprintf(ids[i], sizeof ids[i], "r%d", i);
+        snprintf(texts[i], sizeof texts[i], "The %dth thing that was noted down.\n", i);
+        alv__record__init(&store[i]);
+        store[i].kind = ALV__RECORD_KIND__RECORD_TEXT;
+        store[i].id = ids[i];
+        store[i].text = (ProtobufCBinaryData){strlen(texts[i]), (uint8_t *)texts[i]};
+        records[i] = &store[i];
+    }
+    batch.producer = opened->producer;
+    batch.n_records = RECORDS;
+    batch.records = records;
+    ProtobufCMessage *reply;
+    bool ok = EXPECT_ST(client_ask(&c, VERB_PUSH_BATCH, &batch.base, 5000, &reply, &err), ST_OK, &err);
+    if (ok) {
+        const Alv__PushAck *ack = (const Alv__PushAck *)reply;
+        EXPECT_EQ(ack->accepted, RECORDS);
+        EXPECT_EQ(ack->train_end - ack->train_first + ack->probe_end - ack->probe_first, RECORDS);
+        codec_free(reply);
+    }
+    codec_free(&opened->base);
+    client_close(&c);
+    return ok;
+}
+
+/* ---- the worker --------------------------------------------------------------------------------------------------- */
+
+/* All of the lease's text must be there; returns the number of segments. */
+static uint64_t fetch(struct stage *s, uint32_t domain, bool probe, uint64_t first, uint32_t count)
+{
+    struct err err = {""};
+    struct buf offsets = {0};
+    ProtobufCMessage *reply;
+    Alv__SegmentsGet get = ALV__SEGMENTS_GET__INIT;
+    for (uint32_t i = 0; i < count; i++)
+        buf_put_u64(&offsets, first + i);
+    get.domain = domain;
+    get.probe = probe;
+    get.offsets = (ProtobufCBinaryData){offsets.len, offsets.data};
+    uint64_t n = 0;
+    if (EXPECT_ST(client_ask(&s->bulk, VERB_SEGMENTS_GET, &get.base, 5000, &reply, &err), ST_OK, &err)) {
+        const Alv__Segments *segments = (const Alv__Segments *)reply;
+        n = segments->n_segments;
+        for (size_t i = 0; i < n; i++) {
+            EXPECT_EQ(segments->segments[i]->offset, first + i);
+            EXPECT(!segments->segments[i]->missing && !strncmp((char *)segments->segments[i]->text.data, "The ", 4));
+        }
+        codec_free(reply);
+    }
+    buf_release(&offsets);
+    return n;
+}
+
+static bool load_adapter(struct client *bulk, const Alv__BlobRef *ref, const struct adapter_shape *shape, float *out)
+{
+    struct err err = {""};
+    struct digest digest;
+    struct buf peft = {0};
+    memcpy(digest.b, ref->digest.data, DIGEST_LEN);
+    bool ok = EXPECT_ST(bulk_get(bulk->conn, &digest, ref->bytes, 64 << 20, &peft, NULL, &err), ST_OK, &err) &&
+              EXPECT_ST(adapter_read_peft(shape, peft.data, peft.len, out, &err), ST_OK, &err);
+    buf_release(&peft);
+    return ok;
+}
+
+static bool do_lease(struct stage *s, const Alv__Lease *lease)
+{
+    struct err err = {""};
+    size_t floats = adapter_floats(&s->shape);
+    float *parent = xcalloc(floats, sizeof *parent);
+    struct buf delta = {0}, losses = {0};
+    struct digest digest;
+    struct rng rng;
+    Alv__DomainTokens tokens = ALV__DOMAIN_TOKENS__INIT, *fresh = &tokens;
+    uint64_t n = 0;
+    for (size_t i = 0; i < lease->n_fresh; i++) {
+        n += fetch(s, lease->fresh[i]->domain, false, lease->fresh[i]->first, lease->fresh[i]->count);
+        tokens.domain = lease->fresh[i]->domain;
+    }
+    s->segments += n;
+    for (uint64_t i = 0; i < n; i++)
+        buf_put_f32(&losses, 2.5f);
+    bool ok = load_adapter(&s->bulk, lease->parent_adapter, &s->shape, parent);
+    rng_seed(&rng, lease->seed);
+    for (size_t i = 0; i < floats; i++)
+        s->trained[i] = parent[i] + 0.01f * (float)rng_normal(&rng);
+    struct delta_head head = {
+        .coding = DELTA_F32, .session = lease->session_counter, .lease = lease->id, .generation = lease->generation};
+    ok = ok && EXPECT_ST(delta_encode(&s->shape, s->trained, parent, &head, lease->seed, &delta, &err), ST_OK, &err);
+    hash_blake2b(delta.data, delta.len, &digest);
+
+    Alv__DeltaCommit commit = ALV__DELTA_COMMIT__INIT;
+    Alv__BlobRef ref = ALV__BLOB_REF__INIT;
+    ref.digest = (ProtobufCBinaryData){DIGEST_LEN, digest.b};
+    ref.bytes = delta.len;
+    tokens.tokens = 10 * n;
+    tokens.bytes = 40 * n;
+    commit.lease = lease->id;
+    commit.generation = lease->generation;
+    commit.session_counter = lease->session_counter;
+    commit.session_incarnation = lease->session_incarnation;
+    commit.delta = &ref;
+    commit.target_tokens = 10 * n;
+    commit.steps = 16;
+    commit.n_fresh = 1;
+    commit.fresh = &fresh;
+    commit.first_losses = (ProtobufCBinaryData){losses.len, losses.data};
+    commit.fingerprint = (char *)(uintptr_t) "pretended";
+    ProtobufCMessage *reply;
+    /* before the blob is there the delta must not be accepted */
+    enum status early = ok ? client_ask(&s->work, VERB_DELTA_COMMIT, &commit.base, 1500, &reply, &err) : ST_INTERNAL;
+    if (ok && !early) {
+        EXPECT(!((const Alv__DeltaAck *)reply)->accepted);
+        codec_free(reply);
+    }
+    ok = ok && EXPECT_ST(bulk_put(s->bulk.conn, &digest, delta.data, delta.len, NULL, &err), ST_OK, &err) &&
+         EXPECT_ST(client_ask(&s->work, VERB_DELTA_COMMIT, &commit.base, 5000, &reply, &err), ST_OK, &err);
+    if (ok) {
+        const Alv__DeltaAck *ack = (const Alv__DeltaAck *)reply;
+        ok = EXPECT(ack->accepted);
+        codec_free(reply);
+    }
+    free(parent);
+    buf_release(&delta);
+    buf_release(&losses);
+    return ok;
+}
+
+static bool do_evaluation(struct stage *s, const Alv__Evaluate *task)
+{
+    struct err err = {""};
+    struct buf nll = {0}, tokens = {0};
+    uint64_t windows = 0;
+    float *block = xcalloc(adapter_floats(&s->shape), sizeof *block);
+    for (size_t i = 0; i < task->n_adapters; i++) /* candidates are for workers */
+        EXPECT(load_adapter(&s->bulk, task->adapters[i]->adapter, &s->shape, block));
+    for (size_t i = 0; i < task->n_windows; i++)
+        windows += fetch(s, task->windows[i]->domain, true, task->windows[i]->first, task->windows[i]->count);
+    for (size_t a = 0; a < task->n_adapters; a++)
+        for (uint64_t w = 0; w < windows; w++)
+            buf_put_f64(&nll, task->adapters[a]->candidate ? 18.0 : 20.0);
+    for (uint64_t w = 0; w < windows; w++)
+        buf_put_u32(&tokens, 10);
+    Alv__EvalResult result = ALV__EVAL_RESULT__INIT;
+    result.id = task->id;
+    result.generation = task->generation;
+    result.session_counter = task->session_counter;
+    result.session_incarnation = task->session_incarnation;
+    result.nll = (ProtobufCBinaryData){nll.len, nll.data};
+    result.tokens = (ProtobufCBinaryData){tokens.len, tokens.data};
+    result.fingerprint = (char *)(uintptr_t) "pretended";
+    bool ok = EXPECT_ST(client_ask(&s->work, VERB_EVAL_RESULT, &result.base, 5000, NULL, &err), ST_OK, &err);
+    free(block);
+    buf_release(&nll);
+    buf_release(&tokens);
+    return ok;
+}
+
+static bool published(struct stage *s)
+{
+    json_t *status = ask_json(s, ALV__CONTROL_VERB__CONTROL_STATUS, 0, NULL);
+    bool yes = number(status, "version") == 1;
+    json_decref(status);
+    return yes;
+}
+
+static bool work(struct stage *s)
+{
+    struct err err = {""};
+    if (!EXPECT_ST(client_open(&s->work, s->worker_join, PLANE_WORK, WAIT_MS, &err), ST_OK, &err) ||
+        !EXPECT_ST(client_open(&s->bulk, s->worker_join, PLANE_BULK, WAIT_MS, &err), ST_OK, &err))
+        return false;
+    json_decref(ask_json(s, ALV__CONTROL_VERB__CONTROL_ROUND, 0, NULL));
+    for (int i = 0; i < TASKS_MAX && !published(s); i++) {
+        Alv__TaskRequest request = ALV__TASK_REQUEST__INIT;
+        ProtobufCMessage *reply;
+        request.wait_ms = 500;
+        request.fingerprint = (char *)(uintptr_t) "pretended";
+        request.tokens_per_s = 1000;
+        if (!EXPECT_ST(client_ask(&s->work, VERB_TASK_REQUEST, &request.base, 5000, &reply, &err), ST_OK, &err))
+            return false;
+        const Alv__Task *task = (const Alv__Task *)reply;
+        bool ok = task->lease ? do_lease(s, task->lease) : task->evaluate ? do_evaluation(s, task->evaluate) : true;
+        codec_free(reply);
+        if (!ok)
+            return false;
+    }
+    return EXPECT(published(s));
+}
+
+/* ---- what is said of it --------------------------------------------------------------------------------------------- */
+
+static void check_reports(struct stage *s)
+{
+    json_t *j = ask_json(s, ALV__CONTROL_VERB__CONTROL_VERSIONS, 0, NULL);
+    json_t *list = json_object_get(j, "versions"), *one = json_array_get(list, 0);
+    EXPECT_EQ(json_array_size(list), 2);
+    EXPECT_EQ(number(one, "version"), 1);
+    EXPECT_EQ(number(one, "parent"), 0);
+    EXPECT_EQ(number(one, "segments"), (json_int_t)s->segments);
+    EXPECT(json_is_true(json_object_get(one, "gated")));
+    EXPECT(json_is_null(json_object_get(j, "next")));
+    json_decref(j);
+
+    j = ask_json(s, ALV__CONTROL_VERB__CONTROL_SHOW, 1, NULL);
+    EXPECT(json_array_size(json_object_get(j, "deltas")) >= 1);
+    json_decref(j);
+    j = ask_json(s, ALV__CONTROL_VERB__CONTROL_EXPLAIN, 1, NULL);
+    EXPECT(json_is_true(json_object_get(j, "published")) && json_is_object(json_object_get(j, "gate")));
+    json_decref(j);
+
+    j = ask_json(s, ALV__CONTROL_VERB__CONTROL_TRACE, 1, NULL);
+    json_t *direct = json_object_get(j, "direct"), *range;
+    size_t i;
+    json_int_t traced = 0;
+    json_array_foreach(direct, i, range) traced += number(range, "count");
+    EXPECT_EQ(traced, (json_int_t)s->segments);
+    json_decref(j);
+
+    int done = 0, held_out = 0;
+    for (int r = 0; r < RECORDS; r += 20) { /* and back from the records */
+        char id[16];
+        snprintf(id, sizeof id, "r%d", r);
+        j = ask_json(s, ALV__CONTROL_VERB__CONTROL_TRACE, 0, id);
+        json_t *run = json_array_get(json_object_get(json_array_get(json_object_get(j, "places"), 0), "segments"), 0);
+        const char *state = json_string_value(json_object_get(run, "state"));
+        if (state && !strcmp(state, "done")) {
+            done++;
+            EXPECT_EQ(number(run, "version"), 1);
+            EXPECT_EQ(json_integer_value(json_array_get(json_object_get(run, "seen_by"), 0)), 1);
+        } else {
+            held_out += state && !strcmp(state, "held-out");
+        }
+        json_decref(j);
+    }
+    EXPECT_EQ(done + held_out, RECORDS / 20);
+    EXPECT(done > 0);
+}
+
+/* The version, verified from the pinned root, is parent + delta: there was one delta. */
+static void check_subscriber(struct stage *s)
+{
+    struct client models, bulk;
+    struct err err = {""};
+    ProtobufCMessage *reply;
+    Alv__Watch watch = ALV__WATCH__INIT;
+    watch.wait_ms = 1000;
+    if (!EXPECT_ST(client_open(&models, s->operator_join, PLANE_MODELS, WAIT_MS, &err), ST_OK, &err) ||
+        !EXPECT_ST(client_ask(&models, VERB_WATCH, &watch.base, 5000, &reply, &err), ST_OK, &err))
+        return;
+    const Alv__WatchReply *w = (const Alv__WatchReply *)reply;
+    struct sign_public release;
+    struct manifest m;
+    if (EXPECT_EQ(w->n_versions, 1) && EXPECT_EQ(w->release_key.len, SIGN_PUBLIC_LEN)) {
+        const Alv__SignedManifest *v = w->versions[0];
+        memcpy(release.b, w->release_key.data, SIGN_PUBLIC_LEN);
+        EXPECT_ST(cert_verify(&models.join.root, &models.join.line, &release, w->release_cert.data, w->release_cert.len,
+                              0, &err),
+                  ST_OK, &err);
+        EXPECT_ST(
+            manifest_verify(&release, v->manifest.data, v->manifest.len, v->signature.data, v->signature.len, &err),
+            ST_OK, &err);
+        if (EXPECT_ST(manifest_decode(v->manifest.data, v->manifest.len, &m, &err), ST_OK, &err)) {
+            size_t floats = adapter_floats(&s->shape);
+            float *block = xcalloc(floats, sizeof *block), worst = 0;
+            Alv__BlobRef ref = ALV__BLOB_REF__INIT;
+            ref.digest = (ProtobufCBinaryData){DIGEST_LEN, m.files[0].blake2b.b};
+            ref.bytes = m.files[0].bytes;
+            EXPECT_ST(client_open(&bulk, s->operator_join, PLANE_BULK, WAIT_MS, &err), ST_OK, &err);
+            EXPECT(load_adapter(&bulk, &ref, &s->shape, block));
+            for (size_t i = 0; i < floats; i++) {
+                float d = block[i] > s->trained[i] ? block[i] - s->trained[i] : s->trained[i] - block[i];
+                worst = d > worst ? d : worst;
+            }
+            if (m.n_leases == 1)
+                EXPECT(worst <= 1e-6f); /* one rounding of a value below 1 */
+            /* a delta is the workers' business */
+            struct buf none = {0};
+            EXPECT_ST(
+                bulk_get(bulk.conn, &m.leases[0].delta, delta_bytes(&s->shape, DELTA_F32), 64 << 20, &none, NULL, &err),
+                ST_NOT_FOUND, &err);
+            buf_release(&none);
+            client_close(&bulk);
+            free(block);
+            manifest_release(&m);
+        }
+    }
+    codec_free(reply);
+
+    Alv__ManifestGet get = ALV__MANIFEST_GET__INIT; /* version 0 is there, 7 is not */
+    EXPECT_ST(client_ask(&models, VERB_MANIFEST_GET, &get.base, 5000, NULL, &err), ST_OK, &err);
+    get.number = 7;
+    EXPECT_ST(client_ask(&models, VERB_MANIFEST_GET, &get.base, 5000, NULL, &err), ST_NOT_FOUND, &err);
+    client_close(&models);
+}
+
+static void test_a_round_from_push_to_subscriber(void)
+{
+    const char *dir = harness_path(harness_tmpdir(), "line");
+    struct settings settings;
+    struct err err = {""};
+    struct stage s = {.dir = dir,
+                      .operator_join = harness_path(dir, "operator.join"),
+                      .worker_join = harness_path(harness_tmpdir(), "worker.join")};
+    uint16_t port = live_port();
+    live_card(&s.card, &s.shape, &settings);
+    settings.heldout_permille = 100;
+    s.trained = xcalloc(adapter_floats(&s.shape), sizeof *s.trained);
+    if (EXPECT_ST(live_init(dir, port, &settings, NULL, 0, NULL, &err), ST_OK, &err) && add_worker(&s)) {
+        pid_t pid = live_start(dir, port, 1 << 20, NULL, harness_path(dir, "log"));
+        if (push(&s) && work(&s)) {
+            check_reports(&s);
+            check_subscriber(&s);
+        }
+        client_close(&s.work);
+        client_close(&s.bulk);
+        EXPECT_EQ(live_end(pid, SIGTERM), 0);
+    }
+    free(s.trained);
+}
+
+int main(int argc, char **argv)
+{
+    live_main(argc, argv);
+    RUN(test_a_round_from_push_to_subscriber);
+    return harness_end();
+}
