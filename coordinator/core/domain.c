@@ -153,12 +153,14 @@ static void set_run(struct core *core, struct domain *d, uint64_t first, uint32_
     d->dirty = true;
 }
 
-/* A state that came after the segment was settled. */
+/* A state that came after the segment was settled. One entry a segment: a later one (superseded, then retracted) replaces
+ * it exactly, however the two ranges overlap. */
 static void relabel(struct core *core, struct domain *d, uint64_t first, uint32_t count, enum segment_state state,
                     uint64_t ref)
 {
-    struct state_settled v = {count, (uint8_t)state, ref};
-    PUT(core, FAMILY_STREAM, key_stream('x', d->id, false, first), state_settled, &v);
+    struct state_settled v = {1, (uint8_t)state, ref};
+    for (uint32_t i = 0; i < count; i++)
+        PUT(core, FAMILY_STREAM, key_stream('x', d->id, false, first + i), state_settled, &v);
     d->d.relabelled += count;
     d->dirty = true;
 }
@@ -170,8 +172,8 @@ void domain_set(struct core *core, struct domain *d, uint64_t first, uint32_t co
         uint8_t excluded = domain_slot(d, first + i)->excluded;
         for (run = 1; i + run < count && domain_slot(d, first + i + run)->excluded == excluded; run++)
             ;
-        if (excluded && state == SEG_PENDING)
-            set_run(core, d, first + i, run, excluded, 0); /* its exclusion is in the log already */
+        if (excluded && (state == SEG_PENDING || state == SEG_QUARANTINED)) /* nothing to give back or to hold */
+            set_run(core, d, first + i, run, excluded, 0);                  /* its exclusion is in the log already */
         else
             set_run(core, d, first + i, run, state, ref);
         if (excluded && state == SEG_DONE)

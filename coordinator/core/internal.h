@@ -292,7 +292,7 @@ void domain_load_slots(struct domain *d, uint64_t first, uint64_t wall_s, struct
 /* Appends pending segments; sizes in bytes. Returns the first offset. */
 uint64_t domain_append(struct core *core, struct domain *d, const uint16_t *sizes, uint32_t count);
 /* Moves in-window segments to a state. Terminal states are recorded; excluded ones become what they are excluded as
- * whenever `state` is pending or done. */
+ * whenever `state` is pending, done or quarantined. */
 void domain_set(struct core *core, struct domain *d, uint64_t first, uint32_t count, enum segment_state state,
                 uint64_t ref);
 void domain_settle(struct core *core, struct domain *d); /* advances the watermark */

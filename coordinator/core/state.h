@@ -96,7 +96,7 @@ struct state_domain {
     uint64_t base;                                     /* the first reference: what was learnt is counted from it */
     uint32_t probe_set;                                /* counts changes of the probe's members */
     uint64_t settled[SEG_STATES];                      /* train segments in each terminal state */
-    uint64_t relabelled;                               /* ... of these superseded or retracted later */
+    uint64_t relabelled;                               /* later states of these: superseded, retracted (or both) */
     uint64_t records, duplicates, refused, superseded; /* of pushes */
     uint32_t n_overrides;
     struct override overrides[OVERRIDES_MAX];
