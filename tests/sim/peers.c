@@ -7,7 +7,7 @@
 #include "proto/record.h"
 #include "world.h"
 
-enum { HELLO = 1ull << 62, CONTROL = HELLO + 1, RETRY = 1000 };
+static const uint64_t HELLO = 1ull << 62;
 enum job_kind { JOB_ASK_AGAIN = 100, JOB_OPERATE, JOB_PROGRESS };
 
 static void hello(struct world *w, struct node *node)
@@ -33,8 +33,22 @@ static void record_text(struct world *w, const struct node *node, uint32_t i, st
     struct rng rng;
     rng_seed(&rng, w->options.seed * 1000003 + (uint64_t)node->index * 100003 + i);
     buf_printf(out, "record %d/%u\n", node->index, i);
-    for (uint64_t n = rng_below(&rng, 120); n > 0; n--)
+    for (uint64_t n = rng_below(&rng, rng_below(&rng, 20) ? 120 : 600); n > 0; n--)
         buf_printf(out, "%" PRIx64 "%s", rng_u64(&rng) >> 40, rng_below(&rng, 8) ? " " : "\n");
+}
+
+static void chat_text(struct world *w, const struct node *node, uint32_t i, struct buf *out)
+{
+    struct rng rng;
+    rng_seed(&rng, w->options.seed * 1000003 + (uint64_t)node->index * 100003 + i);
+    buf_printf(out, "[{\"role\":\"user\",\"content\":\"%d/%u\"},{\"role\":\"assistant\",\"content\":\"%" PRIx64 "\"}]",
+               node->index, i, rng_u64(&rng));
+}
+
+uint32_t source_id(const struct node *node, uint32_t record)
+{
+    const struct record_fact *fact = &node->facts[record];
+    return fact->replaces >= 0 ? (uint32_t)fact->replaces : record;
 }
 
 struct drawn { /* record i of a source, the same at every reading */
@@ -51,13 +65,18 @@ static void record_draw(struct world *w, const struct node *node, uint32_t i, st
     if (fact->refused)
         buf_put(&out->text, i % 2 ? "" : "\xff\xfe", i % 2 ? 0 : 2);
     else
-        record_text(w, node, as, &out->text);
-    buf_printf(&id, "%u", fact->replaces >= 0 ? (unsigned)fact->replaces : i);
+        (fact->chat ? chat_text : record_text)(w, node, as, &out->text);
+    buf_printf(&id, "%u", source_id(node, i));
     memcpy(out->id, buf_cstr(&id), id.len + 1);
     buf_clear(&id);
     buf_printf(&id, "g%u", i / 3);
     memcpy(out->group, buf_cstr(&id), id.len + 1);
     buf_release(&id);
+}
+
+static Alv__RecordKind kind_of(const struct record_fact *fact)
+{
+    return fact->chat && !fact->refused ? ALV__RECORD_KIND__RECORD_CHAT : ALV__RECORD_KIND__RECORD_TEXT;
 }
 
 void source_make(struct world *w, struct node *node, uint32_t n)
@@ -75,13 +94,15 @@ void source_make(struct world *w, struct node *node, uint32_t n)
         if (u < 0.03)
             fact->refused = true;
         else if (u < 0.08 && plain)
-            fact->same_as = (int)other, node->facts[other].copied = true;
+            fact->same_as = (int)other, fact->chat = node->facts[other].chat, node->facts[other].copied = true;
         else if (u < 0.12 && plain && !node->facts[other].copied)
             fact->replaces = (int)other, node->facts[other].replaced = true;
+        else if (u < 0.2)
+            fact->chat = true;
         record_draw(w, node, i, &drawn);
         Alv__Record record;
         alv__record__init(&record);
-        record.kind = ALV__RECORD_KIND__RECORD_TEXT;
+        record.kind = kind_of(fact);
         record.id = drawn.id;
         record.group = drawn.group;
         record.text = (ProtobufCBinaryData){drawn.text.len, drawn.text.data};
@@ -124,6 +145,18 @@ static uint64_t work_ms(struct world *w)
     return w->faults && chance(w, 0.15) ? between(w, 5000, 30000) : between(w, 50, 1500);
 }
 
+/* A worker may go: it was told to, another process of its instance took its place, or it fails at everything. Someone
+ * starts it again. */
+static void worker_stopped(struct world *w, struct node *node, const struct worker_effect *e)
+{
+    bool fenced = w->knobs.twin && (node->index == 0 || node->index == TWIN) && strstr(e->stopped.text, "newer start");
+    bool clumsy = w->knobs.task_fails > 0 && strstr(e->stopped.text, "failed in a row");
+    if (!fenced && !clumsy && !node->leaving)
+        fail(w, "worker %d stopped by itself: %s", node->index, e->stopped.text);
+    trace(w, "worker %d stops: %s", node->index, e->stopped.text);
+    schedule(w, 1, (struct happen){.what = HAPPEN_CRASH, .node = node->index, .life = node->life});
+}
+
 static void worker_effects(struct world *w, struct node *node)
 {
     struct worker_effects effects = node->worker_effects;
@@ -152,6 +185,9 @@ static void worker_effects(struct world *w, struct node *node)
         case WORKER_SCORE: {
             uint64_t ms = work_ms(w);
             job_later(w, node, e, ms);
+            if (w->faults && chance(w, w->knobs.drains))
+                schedule(w, between(w, 0, 2 * ms),
+                         (struct happen){.what = HAPPEN_DRAIN, .node = node->index, .life = node->life});
             bool stuck = ms > 5000 && chance(w, 0.5); /* works on without a word: its task goes to another */
             for (uint64_t at = 500; at < ms && !stuck; at += 500)
                 schedule(w, at,
@@ -175,18 +211,11 @@ static void worker_effects(struct world *w, struct node *node)
             node->job = 0;
             break;
         case WORKER_STOPPED:
-            fail(w, "worker %d stopped by itself: %s", node->index, e->stopped.text);
+            worker_stopped(w, node, e);
             break;
         }
     }
     worker_effects_release(&effects);
-}
-
-static bool segment_read(struct world *w, struct domain_id domain, uint64_t offset, struct state_segment *out)
-{
-    struct state_key key = key_stream('s', domain, false, offset);
-    struct bytes value;
-    return memstore_get(&w->disk, FAMILY_STREAM, key.b, key.len, &value) && state_segment_get(value, out);
 }
 
 static uint64_t hash_of(const void *data, size_t len)
@@ -195,7 +224,15 @@ static uint64_t hash_of(const void *data, size_t len)
     return hash_sip(&key, data, len);
 }
 
-/* The lease's own ranges, segment by segment, as the worker's shell does. */
+static void job_failed(struct world *w, struct node *node, uint64_t job, enum status st, const char *text)
+{
+    struct worker_event event = {.kind = WORKER_FAILED, .job = job};
+    event.failed.status = st;
+    event.failed.text = text;
+    worker_tell(w, node, event);
+}
+
+/* The lease's own ranges, segment by segment, as the worker's shell does; erased text is text without tokens. */
 static void train(struct world *w, struct node *node, const struct happen *h)
 {
     Alv__Lease *lease = alv__lease__unpack(NULL, h->bytes.len, h->bytes.data);
@@ -206,12 +243,13 @@ static void train(struct world *w, struct node *node, const struct happen *h)
     struct buf losses = {0};
     struct err err;
     uint32_t n_fresh_domains = 0;
+    bool whole = true;
     CHECK(lease);
     if (plan_check_lease(lease, &err) || plan_begin(node->view, lease, &plan, &err)) {
         fail(w, "a lease is refused by its worker: %s", err.text);
         goto done;
     }
-    check_sample(w, lease, &plan);
+    check_sample(w, lease, &plan, node->view);
     struct hasher hasher;
     hasher_init(&hasher);
     hasher_put(&hasher, &lease->id, sizeof lease->id);
@@ -221,14 +259,15 @@ static void train(struct world *w, struct node *node, const struct happen *h)
         for (uint32_t i = 0; i < plan.n[pool]; i++) {
             const struct mix_segment *s = &plan.segments[pool][i];
             struct state_segment segment;
-            if (!segment_read(w, s->domain, s->offset, &segment)) {
-                fail(w, "lease %" PRIu64 " names segment %u/%" PRIu64 ", which is not in the log", lease->id,
-                     s->domain.v, s->offset);
-                goto done;
+            if (segment_read(w, s->domain, false, s->offset, &segment)) {
+                texts[pool][i] = (struct plan_text){.n_tokens = (uint32_t)(segment.text.len / 4 + 2),
+                                                    .group = hash_of(segment.group, sizeof segment.group),
+                                                    .joins = segment.kind == ALV__RECORD_KIND__RECORD_TEXT};
+            } else {
+                check_erased(w, lease, s->domain, s->offset);
+                segment = (struct state_segment){0};
+                whole = false;
             }
-            texts[pool][i] = (struct plan_text){.n_tokens = (uint32_t)(segment.text.len / 4 + 2),
-                                                .group = hash_of(segment.group, sizeof segment.group),
-                                                .joins = true};
             hasher_put(&hasher, &s->domain.v, sizeof s->domain.v);
             hasher_put(&hasher, &s->offset, sizeof s->offset);
             if (pool == MIX_FRESH) {
@@ -241,6 +280,12 @@ static void train(struct world *w, struct node *node, const struct happen *h)
         }
     }
     plan_order(&plan, (const struct plan_text *const *)texts, &order);
+    if (!order.n_steps) {
+        if (whole)
+            fail(w, "lease %" PRIu64 " holds no text to learn from", lease->id);
+        job_failed(w, node, h->job, ST_BAD_DATA, "no text to learn from");
+        goto done;
+    }
     struct worker_trained trained = {.bytes = 64,
                                      .steps = order.n_steps,
                                      .train_ms = 1,
@@ -252,7 +297,8 @@ static void train(struct world *w, struct node *node, const struct happen *h)
         trained.target_tokens += order.rows[pool];
     struct digest work;
     hasher_end(&hasher, &work);
-    check_lease(w, lease, &work);
+    if (whole) /* what was erased meanwhile is not trained by who comes later */
+        check_lease(w, lease, &work);
     trained.delta = work;
     trained.delta.b[0] = (uint8_t)lease->generation; /* a delta's head names the grant */
     worker_tell(w, node, (struct worker_event){.kind = WORKER_TRAINED, .job = h->job, .trained = &trained});
@@ -279,9 +325,12 @@ static void score(struct world *w, struct node *node, const struct happen *h)
             for (uint32_t i = 0; i < task->windows[r]->count; i++) {
                 uint64_t place[3] = {worth, task->windows[r]->domain, task->windows[r]->first + i};
                 double noise = (double)(hash_of(place, sizeof place) % 1000) * 1e-5;
-                buf_put_f64(&nll, 31 * (3 + harm + noise));
+                struct state_segment segment;
+                bool there = segment_read(w, (struct domain_id){(uint16_t)task->windows[r]->domain}, true,
+                                          task->windows[r]->first + i, &segment);
+                buf_put_f64(&nll, there ? 31 * (3 + harm + noise) : 0);
                 if (a == 0)
-                    buf_put_u32(&tokens, 31);
+                    buf_put_u32(&tokens, there ? 31 : 0);
             }
     }
     struct worker_scored scored = {buf_bytes(&nll), buf_bytes(&tokens), "sim"};
@@ -305,6 +354,11 @@ static void worker_job(struct world *w, struct node *node, const struct happen *
         again.bytes = (struct buf){0};
         buf_put(&again.bytes, h->bytes.data, h->bytes.len);
         schedule(w, between(w, 50, 500), again);
+        return;
+    }
+    bool may_fail = h->number == WORKER_FETCH || h->number == WORKER_TRAIN || h->number == WORKER_SCORE;
+    if (may_fail && w->faults && chance(w, w->knobs.task_fails)) {
+        job_failed(w, node, h->job, ST_IO, "simulated");
         return;
     }
     switch ((enum worker_effect_kind)h->number) {
@@ -374,7 +428,7 @@ static void push_give(struct world *w, struct node *node, const struct push_effe
         record_draw(w, node, node->read_at, &drawn);
         struct bytes id = {(const uint8_t *)drawn.id, strlen(drawn.id)},
                      group = {(const uint8_t *)drawn.group, strlen(drawn.group)};
-        if (!push_records_add(records, e->need.bytes_max, ALV__RECORD_KIND__RECORD_TEXT, id, group,
+        if (!push_records_add(records, e->need.bytes_max, kind_of(&node->facts[node->read_at]), id, group,
                               buf_bytes(&drawn.text), (struct push_place){0, node->read_at}))
             break;
         node->read_at++;
@@ -497,47 +551,12 @@ static void subscribe_start(struct world *w, struct node *node)
     struct subscribe_config config = {.line = w->config.line, .hook = true, .wait_ms = 4000};
     struct err err;
     memcpy(config.root.b, w->config.root_public, sizeof config.root.b);
-    CHECK(name_set(&config.follow, "latest", 6));
+    const char *follow = node->index == FOLLOWER ? operator_alias(0) : "latest";
+    CHECK(name_set(&config.follow, follow, strlen(follow)));
     if (subscribe_new(&config, buf_bytes(&node->saved), &node->subscribe, &err))
         fail(w, "a subscriber cannot read what it saved: %s", err.text);
     node->request = node->boot << 32;
     node->waiting = false;
-}
-
-/* ---- the operator: two domains first; then now and then an alias, and leasing goes on after an alarm */
-
-static void operate(struct world *w, struct node *node)
-{
-    Alv__Control m;
-    uint64_t token[2] = {w->options.seed, w->operator_step};
-    alv__control__init(&m);
-    m.token = (ProtobufCBinaryData){sizeof token, (uint8_t *)token};
-    if (w->operator_step < TRAIN_DOMAINS) {
-        m.verb = ALV__CONTROL_VERB__CONTROL_DOMAIN_SET;
-        m.domain = (char *)(w->operator_step ? "beta" : "alpha");
-    } else if (w->operator_step % 5 == 4) {
-        m.verb = ALV__CONTROL_VERB__CONTROL_PROMOTE;
-        m.number = 0;
-        m.name = (char *)"stable";
-    } else {
-        m.verb = ALV__CONTROL_VERB__CONTROL_RESUME;
-    }
-    if (node->greeted)
-        send_frame(w, node, VERB_CONTROL, CONTROL + w->operator_step, &m.base);
-    schedule(
-        w, RETRY,
-        (struct happen){.what = HAPPEN_OPERATOR, .node = node->index, .life = node->life, .number = w->operator_step});
-}
-
-static void operator_message(struct world *w, struct node *node, uint16_t verb, uint64_t request)
-{
-    if (request != CONTROL + w->operator_step)
-        return;
-    if (verb == VERB_ERROR && w->operator_step < TRAIN_DOMAINS)
-        return; /* asked again by the timer */
-    w->operator_step++;
-    schedule(w, w->operator_step < TRAIN_DOMAINS ? 1 : 4000,
-             (struct happen){.what = HAPPEN_JOB, .node = node->index, .life = node->life, .number = JOB_OPERATE});
 }
 
 /* ---- common to all */
@@ -545,7 +564,8 @@ static void operator_message(struct world *w, struct node *node, uint16_t verb, 
 void peer_start(struct world *w, struct node *node)
 {
     node->alive = true;
-    node->boot++;
+    node->leaving = false;
+    node->boot = node->index == 0 || node->index == TWIN ? ++w->twin_boot : node->boot + 1;
     node->greeted = false;
     if (node->role == ROLE_WORKER)
         worker_start(w, node);
@@ -571,6 +591,12 @@ void peer_crash(struct world *w, struct node *node)
     node->push = NULL;
     node->subscribe = NULL;
     node->job = 0;
+}
+
+void peer_drain(struct world *w, struct node *node)
+{
+    node->leaving = true;
+    worker_tell(w, node, (struct worker_event){.kind = WORKER_DRAIN});
 }
 
 void peer_connected(struct world *w, struct node *node)
@@ -599,8 +625,9 @@ void peer_message(struct world *w, struct node *node, uint16_t verb, uint64_t re
         worker_tell(w, node, (struct worker_event){.kind = WORKER_REPLY, .reply = {verb, request, message}});
         return;
     }
-    if (verb == VERB_ERROR && ((const Alv__Error *)message)->status == ST_CONFLICT && request != HELLO && !node->push) {
-        node->greeted = false; /* may be: say hello first */
+    bool unknown = verb == VERB_ERROR && !strncmp(((const Alv__Error *)message)->text, "say hello first", 15);
+    if (unknown && request != HELLO && !node->push) {
+        node->greeted = false;
         hello(w, node);
     }
     if (request == HELLO) {
@@ -620,8 +647,8 @@ void peer_message(struct world *w, struct node *node, uint16_t verb, uint64_t re
         subscribe_done(w, node, verb == VERB_ERROR ? ((const Alv__Error *)message)->status : ST_OK,
                        verb == VERB_ERROR ? ((const Alv__Error *)message)->text : NULL,
                        verb == VERB_ERROR ? NULL : message);
-    else if (node->role == ROLE_OPERATOR)
-        operator_message(w, node, verb, request);
+    else if (node->role == ROLE_OPERATOR && !unknown)
+        operator_message(w, node, verb, request, message);
 }
 
 void peer_job(struct world *w, struct node *node, const struct happen *h)
@@ -671,11 +698,16 @@ bool peer_finished(const struct world *w, const struct node *node)
 {
     struct subscribe_view view;
     if (!node->alive)
-        return false;
+        return node->index == TWIN;
     if (node->role == ROLE_PRODUCER)
         return node->done;
     if (node->role != ROLE_SUBSCRIBER)
         return true;
     subscribe_view(node->subscribe, &view);
-    return view.settled && view.served + 1 == w->n_versions;
+    if (node->index == SUBSCRIBER)
+        return view.settled && view.served == disk_newest(w);
+    if (!w->aliases[0].set)
+        return true;
+    bool backwards = view.has_current && w->aliases[0].version < view.current; /* refused: it takes a new number */
+    return view.has_wanted && view.wanted == w->aliases[0].version && (view.settled || backwards);
 }

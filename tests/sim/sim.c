@@ -1,4 +1,4 @@
-/* sim.c - time, network, and the coordinator's process and disk. */
+/* sim.c - time, network, and what befalls the processes. */
 #include <inttypes.h>
 #include <sodium.h>
 #include <stdarg.h>
@@ -133,7 +133,7 @@ void send_frame(struct world *w, struct node *node, uint16_t verb, uint64_t requ
     carry(w, h);
 }
 
-static struct node *node_of(struct world *w, uint64_t conn)
+struct node *node_of(struct world *w, uint64_t conn)
 {
     for (size_t i = 0; i < w->n_conns; i++)
         if (w->conns[i].conn == conn)
@@ -141,8 +141,7 @@ static struct node *node_of(struct world *w, uint64_t conn)
     return NULL;
 }
 
-static void answer(struct world *w, const struct peer *peer, uint16_t verb, uint64_t request,
-                   const ProtobufCMessage *message)
+void answer(struct world *w, const struct peer *peer, uint16_t verb, uint64_t request, const ProtobufCMessage *message)
 {
     struct node *node = node_of(w, peer->conn);
     struct happen h = {.what = HAPPEN_TO_NODE, .conn = peer->conn};
@@ -159,262 +158,11 @@ static void answer(struct world *w, const struct peer *peer, uint16_t verb, uint
     carry(w, h);
 }
 
-/* ---- the coordinator's process */
-
-bool blob_held(const struct world *w, const struct digest *digest)
-{
-    for (size_t i = 0; i < w->n_blobs; i++)
-        if (digest_eq(&w->blobs[i], digest))
-            return true;
-    return false;
-}
-
-void blob_hold(struct world *w, const struct digest *digest)
-{
-    if (blob_held(w, digest))
-        return;
-    if (w->n_blobs == w->cap_blobs) {
-        w->cap_blobs = w->cap_blobs ? 2 * w->cap_blobs : 64;
-        w->blobs = xrealloc_array(w->blobs, w->cap_blobs, sizeof *w->blobs);
-    }
-    w->blobs[w->n_blobs++] = *digest;
-}
-
-static void blob_drop(struct world *w, const struct digest *digest)
-{
-    for (size_t i = 0; i < w->n_blobs; i++)
-        if (digest_eq(&w->blobs[i], digest))
-            w->blobs[i] = w->blobs[--w->n_blobs];
-}
-
-static void coordinator_effects(struct world *w);
-
-static void coordinator_step(struct world *w, struct event event)
-{
-    event.now_ms = w->now_ms;
-    event.wall_s = 1700000000 + w->now_ms / 1000;
-    core_step(w->core, &event, &w->effects);
-    coordinator_effects(w);
-}
-
-static void aggregate(struct world *w, const struct effect *e)
-{
-    struct happen h = {.what = HAPPEN_AGGREGATED, .life = w->life};
-    struct hasher hasher;
-    struct digest d;
-    hasher_init(&hasher);
-    hasher_put(&hasher, e->aggregate.parent_peft.b, DIGEST_LEN);
-    hasher_put(&hasher, &e->aggregate.step, sizeof e->aggregate.step);
-    h.aggregated = (struct aggregated){.round = e->aggregate.round,
-                                       .attempt = e->aggregate.attempt,
-                                       .n = e->aggregate.n,
-                                       .peft_bytes = 64,
-                                       .gguf_bytes = 64,
-                                       .update_norm = 1,
-                                       .deltas = xcalloc(e->aggregate.n, sizeof *h.aggregated.deltas)};
-    for (uint32_t i = 0; i < e->aggregate.n; i++) {
-        if (!blob_held(w, &e->aggregate.deltas[i].digest))
-            fail(w, "an accepted delta's blob is gone (lease %" PRIu64 ")", e->aggregate.deltas[i].lease);
-        hasher_put(&hasher, e->aggregate.deltas[i].digest.b, DIGEST_LEN);
-        h.aggregated.deltas[i] = (struct aggregated_delta){.norm = 1, .clip = 1, .weight = 1.0 / e->aggregate.n};
-    }
-    hasher_end(&hasher, &h.aggregated.peft);
-    d = h.aggregated.peft;
-    d.b[0] ^= 1;
-    h.aggregated.gguf = d;
-    blob_hold(w, &h.aggregated.peft);
-    blob_hold(w, &h.aggregated.gguf);
-    schedule(w, between(w, 5, 200), h);
-}
-
-static void unsynced_add(struct world *w, uint64_t seq, struct batch *batch)
-{
-    if (w->n_unsynced == w->cap_unsynced) {
-        w->cap_unsynced = w->cap_unsynced ? 2 * w->cap_unsynced : 64;
-        w->unsynced = xrealloc_array(w->unsynced, w->cap_unsynced, sizeof *w->unsynced);
-    }
-    w->unsynced[w->n_unsynced++] = (struct unsynced){seq, *batch};
-    *batch = (struct batch){0};
-    if (!w->sync_running) { /* group commit: what gathers until then is synced together */
-        w->sync_running = true;
-        schedule(w, between(w, 1, 8), (struct happen){.what = HAPPEN_SYNCED, .life = w->life, .number = seq});
-    }
-}
-
-static void coordinator_effects(struct world *w)
-{
-    for (uint32_t i = 0; i < w->effects.n && w->result->ok; i++) {
-        struct effect *e = &w->effects.items[i];
-        switch (e->kind) {
-        case EFFECT_SEND:
-            if (e->send.verb == VERB_PUSH_ACK) {
-                struct node *node = node_of(w, e->send.peer.conn);
-                if (node)
-                    check_acked(w, node, ((const Alv__PushAck *)e->send.message)->position);
-            }
-            if (e->send.verb == VERB_TASK && ((const Alv__Task *)e->send.message)->lease)
-                check_grant(w, ((const Alv__Task *)e->send.message)->lease);
-            answer(w, &e->send.peer, e->send.verb, e->send.request, e->send.message);
-            break;
-        case EFFECT_PERSIST:
-            unsynced_add(w, e->persist.seq, &e->persist.batch);
-            break;
-        case EFFECT_AGGREGATE:
-            aggregate(w, e);
-            break;
-        case EFFECT_DROP_BLOB:
-            blob_drop(w, &e->drop);
-            break;
-        }
-    }
-    effects_clear(&w->effects);
-}
-
-/* Batches reach the disk in order. After a crash any number of the first of them may have (the cache was written back by
- * chance), the rest is gone. */
-static void sync_batches(struct world *w, size_t n)
-{
-    for (size_t i = 0; i < n; i++) {
-        memstore_apply(&w->disk, &w->unsynced[i].batch);
-        w->seq_durable = w->unsynced[i].seq;
-        batch_release(&w->unsynced[i].batch);
-    }
-    w->n_unsynced -= n;
-    memmove(w->unsynced, w->unsynced + n, w->n_unsynced * sizeof *w->unsynced);
-}
-
-static void coordinator_start(struct world *w)
-{
-    struct err err;
-    w->core = core_new(&w->config);
-    if (memstore_load(&w->disk, w->core, &err)) {
-        fail(w, "the coordinator cannot load what it stored: %s", err.text);
-        return;
-    }
-    struct event start = {.kind = EVENT_START};
-    w->incarnation++;
-    memcpy(start.incarnation, &w->incarnation, sizeof w->incarnation);
-    start.incarnation[15] = 1;
-    trace(w, "coordinator starts, seq %" PRIu64, w->seq_durable);
-    coordinator_step(w, start);
-}
-
-static void coordinator_crash(struct world *w)
-{
-    trace(w, "coordinator crashes with %zu batches not synced", w->n_unsynced);
-    w->result->crashes++;
-    w->life++;
-    core_free(w->core);
-    w->core = NULL;
-    effects_clear(&w->effects);
-    sync_batches(w, between(w, 0, w->n_unsynced));
-    for (size_t i = 0; i < w->n_unsynced; i++)
-        batch_release(&w->unsynced[i].batch);
-    w->n_unsynced = 0;
-    w->sync_running = false;
-    w->n_conns = 0;
-    check_store(w);
-    for (int i = 0; i < NODES; i++)
-        if (w->nodes[i].conn)
-            peer_cut(w, &w->nodes[i]);
-    schedule(w, between(w, 10, 2000), (struct happen){.what = HAPPEN_RESTART, .node = NODES});
-}
-
-/* ---- what the product's shell answers itself, from disk */
-
-void disk_scan(const struct world *w, uint8_t family, pair_fn *each, void *user)
-{
-    for (size_t i = memstore_seek(&w->disk, family, "", 0); i < w->disk.n && w->disk.items[i].family == family; i++)
-        if (!each(user, buf_bytes(&w->disk.items[i].key), buf_bytes(&w->disk.items[i].value)))
-            return;
-}
-
-static bool version_read(struct world *w, uint64_t number, struct state_version *out)
-{
-    struct state_key key = key_u64('m', number);
-    struct bytes value;
-    return memstore_get(&w->disk, FAMILY_VERSIONS, key.b, key.len, &value) && state_version_get(value, out);
-}
-
-static ProtobufCBinaryData binary(struct bytes b)
-{
-    return (ProtobufCBinaryData){.len = b.len, .data = (uint8_t *)(uintptr_t)b.data};
-}
-
-static void answer_manifest(struct world *w, const struct peer *peer, uint64_t request, uint64_t number)
-{
-    struct state_version v;
-    if (!version_read(w, number, &v)) {
-        Alv__Error error;
-        alv__error__init(&error);
-        codec_error(&error, ST_NOT_FOUND, (char *)"no such version", 0);
-        answer(w, peer, VERB_ERROR, request, &error.base);
-        return;
-    }
-    Alv__SignedManifest m;
-    alv__signed_manifest__init(&m);
-    m.number = number;
-    m.manifest = binary(v.manifest);
-    m.signature = binary((struct bytes){v.signature, sizeof v.signature});
-    answer(w, peer, VERB_MANIFEST, request, &m.base);
-}
-
-static void to_coordinator(struct world *w, struct happen *h)
+static void to_coordinator(struct world *w, const struct happen *h)
 {
     struct node *node = node_of(w, h->conn);
-    struct frame frame;
-    struct err err;
-    ProtobufCMessage *message = NULL;
-    if (!w->core || !node)
-        return;
-    if (frame_decode(h->bytes.data, h->bytes.len, &frame, &err) ||
-        codec_decode(frame.verb, frame.body, &message, &err)) {
-        fail(w, "a frame of node %d is refused: %s", h->node, err.text);
-        return;
-    }
-    if (!verb_allowed(frame.verb, node->plane, node->role)) {
-        fail(w, "node %d may not say %s", h->node, verb_find(frame.verb)->name);
-        goto done;
-    }
-    struct event event = {.kind = EVENT_MESSAGE,
-                          .peer = {.conn = h->conn, .plane = node->plane, .role = node->role, .key = node->key},
-                          .verb = frame.verb,
-                          .request = frame.request_id,
-                          .message = message};
-    struct push_facts *facts = NULL;
-    struct version_facts version = {0};
-    struct state_version stored;
-    struct domain_id domain;
-    switch (frame.verb) {
-    case VERB_MANIFEST_GET:
-        answer_manifest(w, &event.peer, frame.request_id, ((const Alv__ManifestGet *)message)->number);
-        goto done;
-    case VERB_PUSH_BATCH:
-        if (core_producer_domain(w->core, ((const Alv__PushBatch *)message)->producer, &domain))
-            event.facts = facts = memstore_facts(&w->disk, &w->config.seed, domain, (const Alv__PushBatch *)message);
-        break;
-    case VERB_DELTA_COMMIT: {
-        struct digest d;
-        memcpy(d.b, ((const Alv__DeltaCommit *)message)->delta->digest.data, DIGEST_LEN);
-        event.blob_held = blob_held(w, &d);
-        break;
-    }
-    case VERB_CONTROL: {
-        const Alv__Control *control = (const Alv__Control *)message;
-        struct state_key key = key_u64('m', control->number);
-        if (memstore_get(&w->disk, FAMILY_VERSIONS, key.b, key.len, &version.value) &&
-            state_version_get(version.value, &stored)) {
-            version.files_held = blob_held(w, &stored.files.peft);
-            version.in_lineage = true;
-            event.version = &version;
-        }
-        break;
-    }
-    }
-    coordinator_step(w, event);
-    free(facts);
-done:
-    codec_free(message);
+    if (w->core && node)
+        coordinator_message(w, node, h);
 }
 
 static void to_node(struct world *w, struct happen *h)
@@ -477,9 +225,9 @@ static void gone(struct world *w, const struct happen *h)
                               .peer = {.conn = h->conn, .plane = node->plane, .role = node->role, .key = node->key}});
 }
 
-static void crash_node(struct world *w, struct node *node)
+static void crash_node(struct world *w, struct node *node, uint32_t life)
 {
-    if (!node->alive)
+    if (!node->alive || (life && life != node->life))
         return;
     trace(w, "node %d crashes", node->index);
     w->result->crashes++;
@@ -502,11 +250,8 @@ static void happen_now(struct world *w, struct happen *h)
         to_node(w, h);
         break;
     case HAPPEN_SYNCED:
-        if (w->core && h->life == w->life) {
-            w->sync_running = false;
-            sync_batches(w, w->n_unsynced);
-            coordinator_step(w, (struct event){.kind = EVENT_COMMITTED, .seq = w->seq_durable});
-        }
+        if (w->core && h->life == w->life)
+            coordinator_synced(w);
         break;
     case HAPPEN_AGGREGATED:
         if (w->core && h->life == w->life)
@@ -528,16 +273,24 @@ static void happen_now(struct world *w, struct happen *h)
         if (node->alive && node->conn == h->conn)
             cut_node(w, node);
         break;
+    case HAPPEN_DISK:
+        if (w->core)
+            coordinator_step(w, (struct event){.kind = EVENT_DISK_LOW, .low = h->number});
+        break;
+    case HAPPEN_DRAIN:
+        if (node->alive && h->life == node->life)
+            peer_drain(w, node);
+        break;
     case HAPPEN_CRASH:
         if (!node && w->core)
             coordinator_crash(w);
         else if (node)
-            crash_node(w, node);
+            crash_node(w, node, h->life);
         break;
     case HAPPEN_RESTART:
         if (!node && !w->core)
             coordinator_start(w);
-        else if (node && !node->alive)
+        else if (node && !node->alive && (h->node != TWIN || w->faults)) /* in peace, one process of an instance */
             peer_start(w, node);
         break;
     }
@@ -584,7 +337,9 @@ static void make_line(struct world *w)
                     {"probe_audit", "8"},
                     {"heldout_permille", "60"},
                     {"sample_k", "32"},
-                    {"lease_attempts", "20"},
+                    {"lease_attempts", w->options.seed % 3 ? "20" : "4"},
+                    {"versions_kept", w->options.seed % 4 ? "64" : "3"},
+                    {"double_score", "0.2"},
                     {"base_tokens_per_kb", "250"},
                     {"window_tokens", "32"},
                     {"lr", "1e-3"}};
@@ -612,10 +367,23 @@ static void make_line(struct world *w)
 
 static void plan_faults(struct world *w)
 {
+    struct knobs *k = &w->knobs;
+    k->aggregate_fails = chance(w, 0.3) ? 0.2 : 0;
+    k->delta_bad = chance(w, 0.3) ? 0.1 : 0;
+    k->task_fails = chance(w, 0.3) ? 0.05 : 0;
+    k->drains = chance(w, 0.3) ? 0.05 : 0;
+    k->twin = chance(w, 0.3);
+    k->disk_low = chance(w, 0.3);
+    k->copies = chance(w, 0.5);
     for (int node = 0; node <= NODES; node++) {
         uint64_t mean = node == NODES ? between(w, 4000, 40000) : between(w, 6000, 60000);
         for (uint64_t at = between(w, 500, mean); at < FAULTS_MS; at += between(w, 500, 2 * mean))
             schedule(w, at, (struct happen){.what = HAPPEN_CRASH, .node = node});
+    }
+    for (uint64_t at = between(w, 1000, FAULTS_MS); w->knobs.disk_low && at < FAULTS_MS;
+         at += between(w, 1, FAULTS_MS)) {
+        schedule(w, at, (struct happen){.what = HAPPEN_DISK, .number = 1});
+        schedule(w, at + between(w, 100, 5000), (struct happen){.what = HAPPEN_DISK, .number = 0});
     }
     w->loss = rng_unit(&w->rng) * 0.08;
     w->duplicate = rng_unit(&w->rng) * 0.08;
@@ -672,8 +440,47 @@ static void release_world(struct world *w)
         buf_release(&w->nodes[i].saved);
         source_free(&w->nodes[i]);
     }
+    for (size_t i = 0; i < w->n_receipts; i++)
+        buf_release(&w->receipts[i].ack);
+    for (size_t i = 0; i < w->n_answers; i++)
+        buf_release(&w->answers[i]);
+    memstore_release(&w->copy);
+    free(w->receipts);
+    free(w->answers);
     free(w->versions);
     free(w->leases);
+}
+
+static enum role role_of(int i)
+{
+    if (i < WORKERS || i == TWIN)
+        return ROLE_WORKER;
+    if (i < SUBSCRIBER)
+        return ROLE_PRODUCER;
+    return i == OPERATOR ? ROLE_OPERATOR : ROLE_SUBSCRIBER;
+}
+
+static void make_node(struct world *w, int i)
+{
+    enum role role = role_of(i);
+    struct node *node = &w->nodes[i];
+    *node = (struct node){.index = i,
+                          .role = role,
+                          .plane = role == ROLE_WORKER       ? PLANE_WORK
+                                   : role == ROLE_PRODUCER   ? PLANE_INGEST
+                                   : role == ROLE_SUBSCRIBER ? PLANE_MODELS
+                                                             : PLANE_CONTROL};
+    int who = i == TWIN ? 0 : i; /* key and instance */
+    char name[] = "node-0";
+    name[5] = (char)('0' + who);
+    CHECK(name_set(&node->key, name, 6));
+    node->instance[0] = (uint8_t)(who + 1);
+    if (role == ROLE_PRODUCER)
+        source_make(w, node, w->options.records ? w->options.records : (uint32_t)between(w, 20, 160));
+    if (i != TWIN)
+        peer_start(w, node);
+    else if (w->knobs.twin)
+        schedule(w, between(w, 500, FAULTS_MS), (struct happen){.what = HAPPEN_RESTART, .node = i});
 }
 
 void sim_run(const struct sim_options *options, struct sim_result *out)
@@ -685,25 +492,8 @@ void sim_run(const struct sim_options *options, struct sim_result *out)
     make_line(&w);
     plan_faults(&w);
     coordinator_start(&w);
-    for (int i = 0; i < NODES && out->ok; i++) {
-        struct node *node = &w.nodes[i];
-        *node = (struct node){.index = i,
-                              .role = i < WORKERS       ? ROLE_WORKER
-                                      : i < SUBSCRIBER  ? ROLE_PRODUCER
-                                      : i == SUBSCRIBER ? ROLE_SUBSCRIBER
-                                                        : ROLE_OPERATOR,
-                              .plane = i < WORKERS       ? PLANE_WORK
-                                       : i < SUBSCRIBER  ? PLANE_INGEST
-                                       : i == SUBSCRIBER ? PLANE_MODELS
-                                                         : PLANE_CONTROL};
-        char name[] = "node-0";
-        name[5] = (char)('0' + i);
-        CHECK(name_set(&node->key, name, 6));
-        node->instance[0] = (uint8_t)(i + 1);
-        if (node->role == ROLE_PRODUCER)
-            source_make(&w, node, options->records ? options->records : (uint32_t)between(&w, 20, 160));
-        peer_start(&w, node);
-    }
+    for (int i = 0; i < NODES && out->ok; i++)
+        make_node(&w, i);
     while (out->ok && out->events < EVENTS_MAX) {
         uint64_t at = next_time(&w);
         if (w.faults && at > FAULTS_MS) {
@@ -724,8 +514,6 @@ void sim_run(const struct sim_options *options, struct sim_result *out)
         if (out->ok)
             ticks(&w);
         out->events++;
-        if (out->ok && out->events % 64 == 0)
-            check_round(&w);
         if (!w.faults && out->ok && out->events % 16 == 0 && finished(&w))
             break;
     }
@@ -733,6 +521,8 @@ void sim_run(const struct sim_options *options, struct sim_result *out)
         fail(&w, "%" PRIu64 " events and not done: something runs in circles", out->events);
     if (out->ok)
         check_store(&w);
+    if (out->ok)
+        copied_probe(&w);
     out->simulated_ms = w.now_ms;
     release_world(&w);
 }

@@ -26,7 +26,9 @@ struct sim_result {
     bool ok;
     char failure[512]; /* which promise, at which simulated time */
     uint64_t simulated_ms, events, crashes, messages, lost;
-    uint64_t records, segments, versions, refused_rounds, leases_regranted;
+    uint64_t records, segments, versions, leases_regranted;
+    uint64_t actions, rollbacks, retractions, quarantines, skipped, links,
+        copies_refused; /* so that none is forgotten */
 };
 
 void sim_run(const struct sim_options *options, struct sim_result *out);

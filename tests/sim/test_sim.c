@@ -2,6 +2,7 @@
  *
  *   test_sim                  seeds 1 .. 1,000 and the planted bugs
  *   test_sim SEED [trace]     one seed, with every event on standard error
+ *   test_sim FROM - TO        those seeds
  */
 #include <inttypes.h>
 #include <stdio.h>
@@ -15,26 +16,51 @@
 
 enum { SEEDS = 1000, PLANTED_SEEDS = 100 };
 
-static void test_promises_hold(void)
+static void add(struct sim_result *total, const struct sim_result *r)
 {
-    struct sim_result total = {0}, r;
-    for (uint64_t seed = 1; seed <= SEEDS; seed++) {
+    total->crashes += r->crashes;
+    total->messages += r->messages;
+    total->lost += r->lost;
+    total->records += r->records;
+    total->segments += r->segments;
+    total->versions += r->versions;
+    total->leases_regranted += r->leases_regranted;
+    total->actions += r->actions;
+    total->rollbacks += r->rollbacks;
+    total->retractions += r->retractions;
+    total->quarantines += r->quarantines;
+    total->skipped += r->skipped;
+    total->links += r->links;
+    total->copies_refused += r->copies_refused;
+}
+
+static void run_seeds(uint64_t first, uint64_t last, struct sim_result *total)
+{
+    struct sim_result r;
+    *total = (struct sim_result){0};
+    for (uint64_t seed = first; seed <= last; seed++) {
         sim_run(&(struct sim_options){.seed = seed}, &r);
         harness_expect(r.ok, __FILE__, __LINE__, "seed %" PRIu64 " to hold (test_sim %" PRIu64 " trace): %s", seed,
                        seed, r.failure);
-        total.crashes += r.crashes;
-        total.messages += r.messages;
-        total.lost += r.lost;
-        total.records += r.records;
-        total.versions += r.versions;
-        total.leases_regranted += r.leases_regranted;
+        add(total, &r);
     }
     fprintf(stderr,
-            "%d seeds: %" PRIu64 " crashes, %" PRIu64 " messages (%" PRIu64 " lost), %" PRIu64 " records, %" PRIu64
-            " versions, %" PRIu64 " leases granted again\n",
-            SEEDS, total.crashes, total.messages, total.lost, total.records, total.versions, total.leases_regranted);
-    EXPECT(total.crashes > SEEDS && total.lost > SEEDS && total.leases_regranted > 0); /* the faults did happen */
-    EXPECT(total.versions > 3 * SEEDS);
+            "%" PRIu64 " seeds: %" PRIu64 " crashes, %" PRIu64 " messages (%" PRIu64 " lost), %" PRIu64
+            " records, %" PRIu64 " segments (%" PRIu64 " skipped), %" PRIu64 " versions, %" PRIu64
+            " leases granted again, %" PRIu64 " actions: %" PRIu64 " rollbacks, %" PRIu64 " retractions; %" PRIu64
+            " leases held, %" PRIu64 " ranges given back, %" PRIu64 " copied directories refused\n",
+            last - first + 1, total->crashes, total->messages, total->lost, total->records, total->segments,
+            total->skipped, total->versions, total->leases_regranted, total->actions, total->rollbacks,
+            total->retractions, total->quarantines, total->links, total->copies_refused);
+}
+
+static void test_promises_hold(void)
+{
+    struct sim_result total;
+    run_seeds(1, SEEDS, &total);
+    EXPECT(total.crashes > SEEDS && total.lost > SEEDS && total.versions > 3 * SEEDS); /* it all did happen */
+    EXPECT(total.leases_regranted && total.rollbacks && total.retractions && total.quarantines && total.skipped &&
+           total.links && total.copies_refused);
 }
 
 static void expect_found(unsigned planted, const char *what)
@@ -70,6 +96,11 @@ static void test_a_seed_repeats(void)
 int main(int argc, char **argv)
 {
     hash_start();
+    if (argc == 4 && !strcmp(argv[2], "-")) {
+        struct sim_result total;
+        run_seeds(strtoull(argv[1], NULL, 10), strtoull(argv[3], NULL, 10), &total);
+        return harness_end();
+    }
     if (argc > 1) {
         struct sim_result r;
         sim_run(&(struct sim_options){.seed = strtoull(argv[1], NULL, 10),
