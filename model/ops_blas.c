@@ -62,7 +62,7 @@ static void multiply_share(void *arg, uint32_t thread)
 static void multiply_all(struct pool *pool, struct product p)
 {
     p.threads = pool_threads(pool);
-    pool_run(pool, multiply_share, &p);
+    pool_run(pool, (uint64_t)p.M * p.N * p.K, multiply_share, &p);
 }
 
 static void linear(struct pool *pool, float *Y, size_t ldy, const float *X, size_t ldx, const float *W, size_t ldw,
@@ -111,7 +111,7 @@ static void merge(struct pool *pool, float *merged, const float *W, const float 
                   uint32_t I, uint32_t R, float s)
 {
     struct merging g = {merged, W, A, B, N, I, R, pool_threads(pool), s};
-    pool_run(pool, merge_share, &g);
+    pool_run(pool, (uint64_t)N * I * (R + 1), merge_share, &g);
 }
 
 /* ------------------------------------------------------------------ rows */
@@ -137,10 +137,12 @@ static void rows_share(void *arg, uint32_t thread)
         r->row(r, m);
 }
 
+enum { ROW_WORK = 8 }; /* a number's share of a row loop, in multiplications */
+
 static void rows_all(struct pool *pool, struct rows r)
 {
     r.threads = pool_threads(pool);
-    pool_run(pool, rows_share, &r);
+    pool_run(pool, (uint64_t)r.M * (r.heads ? r.heads : 1) * r.C * ROW_WORK, rows_share, &r);
 }
 
 static void add_bias_row(const struct rows *r, size_t m)
@@ -401,12 +403,14 @@ static void tiles_share(void *arg, uint32_t thread)
 static void tiles_all(struct pool *pool, struct tiles *t)
 {
     uint32_t longest = 0;
+    uint64_t work = 0;
     for (uint32_t s = 0; s < t->a->n_samples; s++) {
         uint32_t T = t->a->cu_seqlens[s + 1] - t->a->cu_seqlens[s];
         longest = T > longest ? T : longest;
+        work += (uint64_t)T * T * t->a->n_heads * t->a->head_dim;
     }
     t->scratch_each = scratch_each(t->a->n_heads / t->a->n_kv_heads, t->a->head_dim, longest);
-    pool_run(pool, tiles_share, t);
+    pool_run(pool, work, tiles_share, t);
 }
 
 static void attention(struct pool *pool, float *out, float *lse, const float *qkv, const struct attention *a)

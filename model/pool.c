@@ -7,8 +7,17 @@
 #include "base/buf.h"
 #include "base/check.h"
 
-/* Products follow each other within microseconds: look for the next one a while before going to sleep. */
-enum { SPINS_MAX = 4000 };
+/* Products follow each other within microseconds: look for the next one a while (some 20 us) before going to sleep. Longer
+ * helps nobody: where cores are free the next round has begun by then, where they are not the spinner holds up the others. */
+enum { SPINS_MAX = 1000 };
+
+/* A round of fewer multiplications, some microseconds, is over before another thread has begun. */
+static const uint64_t WORK_MIN = 1u << 17;
+
+/* The ticket holds the round's number above and the next unclaimed piece below. Claiming by compare-and-swap on both at
+ * once keeps a thread that wakes late from taking a piece of a later round with the arguments of an earlier one. */
+enum { PIECE_BITS = 8 };
+_Static_assert(POOL_THREADS_MAX < 1 << PIECE_BITS, "a piece fits its bits");
 
 struct pool {
     uint32_t threads;
@@ -16,16 +25,13 @@ struct pool {
     pthread_t ids[POOL_THREADS_MAX];
     void (*fn)(void *arg, uint32_t thread);
     void *arg;
-    atomic_uint round;   /* rises with every pool_run */
-    atomic_uint working; /* threads that have not finished the round */
+    atomic_uint_fast64_t ticket;
+    atomic_uint left; /* pieces of the round that are not done */
     atomic_bool stop;
     pthread_mutex_t lock;
-    pthread_cond_t wake;
-};
-
-struct seat {
-    struct pool *pool;
-    uint32_t thread;
+    pthread_cond_t begun, done;
+    atomic_uint idle;    /* workers asleep, or about to be, on `begun` */
+    atomic_bool waiting; /* the caller, on `done` */
 };
 
 static void relax(void)
@@ -35,35 +41,74 @@ static void relax(void)
 #endif
 }
 
-static void *work(void *arg)
+/* Takes pieces as long as there are some. Whoever is awake does the work: on a crowded machine the caller does not wait
+ * for threads that have no core. */
+static void claim_pieces(struct pool *pool)
 {
-    struct seat seat = *(struct seat *)arg;
-    free(arg);
-    struct pool *pool = seat.pool;
-    unsigned seen = 0;
+    uint64_t ticket = atomic_load(&pool->ticket);
     for (;;) {
-        for (int i = 0; i < SPINS_MAX && atomic_load(&pool->round) == seen; i++)
-            relax();
-        if (atomic_load(&pool->round) == seen) {
+        uint32_t piece = ticket & ((1u << PIECE_BITS) - 1);
+        if (piece >= pool->threads)
+            return;
+        if (!atomic_compare_exchange_weak(&pool->ticket, &ticket, ticket + 1))
+            continue;
+        pool->fn(pool->arg, piece);
+        if (atomic_fetch_sub(&pool->left, 1) == 1 && atomic_load(&pool->waiting)) {
             pthread_mutex_lock(&pool->lock);
-            while (atomic_load(&pool->round) == seen)
-                pthread_cond_wait(&pool->wake, &pool->lock);
+            pthread_cond_signal(&pool->done);
             pthread_mutex_unlock(&pool->lock);
         }
-        seen++;
-        if (atomic_load(&pool->stop))
-            return NULL;
-        pool->fn(pool->arg, seat.thread);
-        atomic_fetch_sub(&pool->working, 1);
+        ticket = atomic_load(&pool->ticket);
     }
 }
 
-static void start_round(struct pool *pool)
+static uint64_t round_of(struct pool *pool)
 {
+    return atomic_load(&pool->ticket) >> PIECE_BITS;
+}
+
+/* A sleeper announces itself before it looks a last time, a waker acts before it looks for sleepers: one sees the other. */
+static void *serve(void *arg)
+{
+    struct pool *pool = arg;
+    for (uint64_t seen = 0; !atomic_load(&pool->stop); seen = round_of(pool)) {
+        for (int i = 0; i < SPINS_MAX && round_of(pool) == seen; i++)
+            relax();
+        if (round_of(pool) == seen) {
+            pthread_mutex_lock(&pool->lock);
+            atomic_fetch_add(&pool->idle, 1);
+            while (round_of(pool) == seen)
+                pthread_cond_wait(&pool->begun, &pool->lock);
+            atomic_fetch_sub(&pool->idle, 1);
+            pthread_mutex_unlock(&pool->lock);
+        }
+        claim_pieces(pool);
+    }
+    return NULL;
+}
+
+static void begin_round(struct pool *pool, uint32_t pieces)
+{
+    atomic_store(&pool->left, pieces);
+    atomic_store(&pool->ticket, (round_of(pool) + 1) << PIECE_BITS | (pool->threads - pieces));
+    if (atomic_load(&pool->idle)) {
+        pthread_mutex_lock(&pool->lock);
+        pthread_cond_broadcast(&pool->begun);
+        pthread_mutex_unlock(&pool->lock);
+    }
+}
+
+static void end_round(struct pool *pool)
+{
+    for (int i = 0; i < SPINS_MAX && atomic_load(&pool->left); i++)
+        relax();
+    if (!atomic_load(&pool->left))
+        return;
     pthread_mutex_lock(&pool->lock);
-    atomic_store(&pool->working, pool->started);
-    atomic_fetch_add(&pool->round, 1);
-    pthread_cond_broadcast(&pool->wake);
+    atomic_store(&pool->waiting, true);
+    while (atomic_load(&pool->left))
+        pthread_cond_wait(&pool->done, &pool->lock);
+    atomic_store(&pool->waiting, false);
     pthread_mutex_unlock(&pool->lock);
 }
 
@@ -74,17 +119,15 @@ enum status pool_new(uint32_t threads, struct pool **out, struct err *err)
     struct pool *pool = xcalloc(1, sizeof *pool);
     pool->threads = threads;
     pthread_mutex_init(&pool->lock, NULL);
-    pthread_cond_init(&pool->wake, NULL);
-    for (uint32_t i = 1; i < threads; i++) {
-        struct seat *seat = xmalloc(sizeof *seat);
-        *seat = (struct seat){pool, i};
-        int rc = pthread_create(&pool->ids[pool->started], NULL, work, seat);
+    pthread_cond_init(&pool->begun, NULL);
+    pthread_cond_init(&pool->done, NULL);
+    atomic_store(&pool->ticket, threads); /* round 0: nothing left to claim */
+    for (; pool->started + 1 < threads; pool->started++) {
+        int rc = pthread_create(&pool->ids[pool->started], NULL, serve, pool);
         if (rc) {
-            free(seat);
             pool_free(pool);
             return err_set(err, ST_IO, "cannot start a compute thread: %s", strerror(rc));
         }
-        pool->started++;
     }
     *out = pool;
     return ST_OK;
@@ -95,10 +138,11 @@ void pool_free(struct pool *pool)
     if (!pool)
         return;
     atomic_store(&pool->stop, true);
-    start_round(pool);
+    begin_round(pool, 0);
     for (uint32_t i = 0; i < pool->started; i++)
         pthread_join(pool->ids[i], NULL);
-    pthread_cond_destroy(&pool->wake);
+    pthread_cond_destroy(&pool->done);
+    pthread_cond_destroy(&pool->begun);
     pthread_mutex_destroy(&pool->lock);
     free(pool);
 }
@@ -108,21 +152,18 @@ uint32_t pool_threads(const struct pool *pool)
     return pool->threads;
 }
 
-void pool_run(struct pool *pool, void (*fn)(void *arg, uint32_t thread), void *arg)
+void pool_run(struct pool *pool, uint64_t work, void (*fn)(void *arg, uint32_t thread), void *arg)
 {
-    if (pool->threads == 1) {
-        fn(arg, 0);
+    if (pool->threads == 1 || work < WORK_MIN) {
+        for (uint32_t i = 0; i < pool->threads; i++)
+            fn(arg, i);
         return;
     }
     pool->fn = fn;
     pool->arg = arg;
-    start_round(pool);
-    fn(arg, 0);
-    for (int i = 0; atomic_load(&pool->working); i++)
-        if (i < SPINS_MAX)
-            relax();
-        else
-            sched_yield(); /* more threads than free cores: let them run */
+    begin_round(pool, pool->threads);
+    claim_pieces(pool);
+    end_round(pool);
 }
 
 void pool_share(uint32_t n, uint32_t grain, uint32_t thread, uint32_t threads, uint32_t *begin, uint32_t *end)

@@ -19,8 +19,10 @@ enum status pool_new(uint32_t threads, struct pool **out, struct err *err);
 void pool_free(struct pool *pool);
 uint32_t pool_threads(const struct pool *pool);
 
-/* Runs fn(arg, i) for every i in [0, threads), the caller being 0, and returns when all are done. Not re-entrant. */
-void pool_run(struct pool *pool, void (*fn)(void *arg, uint32_t thread), void *arg);
+/* Runs fn(arg, i) once for every i in [0, threads) and returns when all are done. The caller works too, and takes over what
+ * no other thread has begun; waiting is a short spin, then sleep. `work` is about how many multiplications all of it takes:
+ * a small round wakes nobody and the caller runs every piece. Not re-entrant. */
+void pool_run(struct pool *pool, uint64_t work, void (*fn)(void *arg, uint32_t thread), void *arg);
 
 /* The part of [0, n) that belongs to `thread`: contiguous, as equal as multiples of `grain` allow. */
 void pool_share(uint32_t n, uint32_t grain, uint32_t thread, uint32_t threads, uint32_t *begin, uint32_t *end);
