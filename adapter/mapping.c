@@ -1,22 +1,23 @@
 #include "adapter/mapping.h"
 
 #include <errno.h>
-#include <fcntl.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "base/buf.h"
+
 enum status mapping_open(const char *path, struct mapping *out, struct err *err)
 {
-    enum status st = ST_OK;
     struct stat s;
     struct mapping map = {0};
-    int fd = open(path, O_RDONLY | O_CLOEXEC);
-    if (fd < 0)
-        return err_set(err, errno == ENOENT ? ST_NOT_FOUND : ST_IO, "%s: cannot open: %s", path, strerror(errno));
-    if (fstat(fd, &s) || !S_ISREG(s.st_mode)) {
-        st = err_set(err, ST_IO, "%s: not a regular file", path);
+    int fd;
+    enum status st = file_open(path, &fd, err);
+    if (st)
+        return st;
+    if (fstat(fd, &s)) {
+        st = err_set(err, ST_IO, "%s: cannot ask for its size: %s", path, strerror(errno));
         goto done;
     }
     map.len = (size_t)s.st_size;

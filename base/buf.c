@@ -319,13 +319,27 @@ bool read_str(struct reader *r, char *out, size_t size)
     return true;
 }
 
-enum status file_read(const char *path, size_t bytes_max, struct buf *out, struct err *err)
+enum status file_open(const char *path, int *fd_out, struct err *err)
 {
-    enum status st = ST_OK;
-    size_t start = out->len;
-    int fd = open(path, O_RDONLY | O_CLOEXEC);
+    struct stat at;
+    int fd = open(path, O_RDONLY | O_CLOEXEC | O_NOCTTY | O_NONBLOCK); /* without effect on what is accepted */
     if (fd < 0)
         return err_set(err, errno == ENOENT ? ST_NOT_FOUND : ST_IO, "%s: cannot open: %s", path, strerror(errno));
+    if (fstat(fd, &at) || !S_ISREG(at.st_mode)) {
+        close(fd);
+        return err_set(err, ST_BAD_DATA, "%s: not a regular file", path);
+    }
+    *fd_out = fd;
+    return ST_OK;
+}
+
+enum status file_read(const char *path, size_t bytes_max, struct buf *out, struct err *err)
+{
+    size_t start = out->len;
+    int fd;
+    enum status st = file_open(path, &fd, err);
+    if (st)
+        return st;
     for (;;) {
         buf_reserve(out, 64 * 1024);
         ssize_t n = read(fd, out->data + out->len, out->cap - out->len);

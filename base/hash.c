@@ -52,9 +52,12 @@ void hash_sha256(const void *data, size_t len, uint8_t out[32])
 
 enum status hash_file(const char *path, struct digest *blake2b, uint8_t sha256[32], uint64_t *bytes, struct err *err)
 {
-    FILE *f = fopen(path, "rbe");
-    if (!f)
-        return err_set(err, errno == ENOENT ? ST_NOT_FOUND : ST_IO, "%s: cannot open: %s", path, strerror(errno));
+    int fd;
+    enum status st = file_open(path, &fd, err);
+    if (st)
+        return st;
+    FILE *f = fdopen(fd, "rb");
+    CHECK(f);
     struct hasher h;
     crypto_hash_sha256_state sha;
     uint8_t *piece = xmalloc(1 << 20);

@@ -168,6 +168,16 @@ void base_set_name(struct base *base, struct bytes name)
     base->name[n] = 0;
 }
 
+/* For a base that does not say its name: the last part of its path, so that messages have something to call it. */
+static void name_after_path(struct base *base)
+{
+    char *path = realpath(base->path, NULL);
+    const char *name = path ? strrchr(path, '/') : NULL;
+    name = name ? name + 1 : base->path;
+    base_set_name(base, (struct bytes){(const uint8_t *)name, strlen(name)});
+    free(path);
+}
+
 enum status base_open(const char *path, struct base **out, struct err *err)
 {
     struct stat s;
@@ -176,6 +186,8 @@ enum status base_open(const char *path, struct base **out, struct err *err)
     struct base *base = xcalloc(1, sizeof *base);
     base->path = xstrdup(path);
     enum status st = S_ISDIR(s.st_mode) ? base_load_hf(base, err) : base_load_gguf(base, err);
+    if (!st && !base->name[0])
+        name_after_path(base);
     if (st)
         base_close(base);
     else
