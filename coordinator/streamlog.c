@@ -410,7 +410,7 @@ const struct push_facts *streamlog_facts(struct streamlog *log, const struct sip
     reserve_facts(log, n + 1);
     memset(log->facts, 0, (n + 1) * sizeof *log->facts);
     for (size_t i = 0; i < n; i++)
-        record_hashes(seed, domain, batch->records[i], &log->facts[i].content, &log->facts[i].id);
+        record_facts(seed, domain, batch->records[i], &log->facts[i]);
     if (look_up(log, 'c', n, &log->content_values, err))
         return NULL;
     for (size_t i = 0; i < n; i++)

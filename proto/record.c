@@ -20,6 +20,11 @@ size_t utf8_prefix(const void *text, size_t len)
 {
     const uint8_t *start = text, *s = start, *end = start + len;
     while (s < end) {
+        uint64_t eight;
+        while (end - s >= 8 && (memcpy(&eight, s, 8), !(eight & 0x8080808080808080u))) /* most text is ASCII */
+            s += 8;
+        if (s == end)
+            break;
         uint8_t c = *s;
         if (c < 0x80) {
             s++;

@@ -19,6 +19,20 @@ void batch_put(struct batch *batch, uint8_t family, const void *key, size_t key_
     add(batch, BATCH_PUT, family, key, key_len, value, value_len);
 }
 
+size_t batch_put_begin(struct batch *batch, uint8_t family, const void *key, size_t key_len)
+{
+    add(batch, BATCH_PUT, family, key, key_len, NULL, 0);
+    return batch->ops.len;
+}
+
+void batch_put_end(struct batch *batch, size_t begin)
+{
+    size_t len = batch->ops.len - begin;
+    CHECK(begin >= 4 && len <= UINT32_MAX);
+    for (int i = 0; i < 4; i++)
+        batch->ops.data[begin - 4 + i] = (uint8_t)(len >> (8 * i));
+}
+
 void batch_delete(struct batch *batch, uint8_t family, const void *key, size_t key_len)
 {
     add(batch, BATCH_DELETE, family, key, key_len, NULL, 0);
@@ -54,12 +68,20 @@ bool batch_next(const struct batch *batch, size_t *at, struct batch_op *out)
 {
     if (*at >= batch->ops.len)
         return false;
-    struct reader r = reader_of(batch->ops.data + *at, batch->ops.len - *at);
-    out->kind = (enum batch_kind)read_u8(&r);
-    out->family = read_u8(&r);
-    out->key = read_blob(&r);
-    out->value = read_blob(&r);
-    CHECK(!r.failed); /* only add() writes here */
-    *at += r.at;
+    const uint8_t *op = batch->ops.data + *at; /* each op is walked several times on its way to the disk: no reader */
+    size_t left = batch->ops.len - *at, used = 2;
+    CHECK(left >= 10);
+    out->kind = (enum batch_kind)op[0];
+    out->family = op[1];
+    struct bytes *parts[] = {&out->key, &out->value};
+    for (int i = 0; i < 2; i++) {
+        CHECK(left - used >= 4); /* only add() writes here */
+        size_t len = op[used] | (size_t)op[used + 1] << 8 | (size_t)op[used + 2] << 16 | (size_t)op[used + 3] << 24;
+        used += 4;
+        CHECK(left - used >= len);
+        *parts[i] = (struct bytes){op + used, len};
+        used += len;
+    }
+    *at += used;
     return true;
 }

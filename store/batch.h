@@ -40,6 +40,9 @@ struct batch_op { /* borrowed from the batch */
 
 void batch_put(struct batch *batch, uint8_t family, const void *key, size_t key_len, const void *value,
                size_t value_len);
+/* The same in two halves, for a value that is encoded in place: what is appended to `ops` between them. */
+size_t batch_put_begin(struct batch *batch, uint8_t family, const void *key, size_t key_len);
+void batch_put_end(struct batch *batch, size_t begin);
 void batch_delete(struct batch *batch, uint8_t family, const void *key, size_t key_len);
 void batch_delete_range(struct batch *batch, uint8_t family, const void *from, size_t from_len, const void *to,
                         size_t to_len);

@@ -37,12 +37,13 @@ struct db {
     uint32_t n_families;
     char *path;
     uint64_t reserve_bytes;
-    _Atomic int64_t unchecked_bytes; /* may be written before statvfs is asked again; <= 0: ask now */
+    _Atomic(rocksdb_writebatch_t *) spare; /* the last commit's, emptied: its memory serves the next */
+    _Atomic int64_t unchecked_bytes;       /* may be written before statvfs is asked again; <= 0: ask now */
     atomic_bool dead;
 };
 
 /* RocksDB's C interface has error texts only: all are turned into codes here. `text` is consumed. */
-static enum status classify(const struct db *db, const char *path, char *text, const char *doing, struct err *err)
+static enum status classify(const struct db *db, char *text, const char *doing, struct err *err)
 {
     static const struct {
         const char *part;
@@ -70,7 +71,7 @@ static enum status classify(const struct db *db, const char *path, char *text, c
                          : status == ST_CORRUPT ? "stored data is damaged; restore a backup"
                          : status == ST_CONFIG  ? "it was made by a newer alluvium"
                                                 : NULL;
-    err_set(err, status, "%s: %s: %s%s%s", db ? db->path : path, doing, text, advice ? ": " : "", advice ? advice : "");
+    err_set(err, status, "%s: %s: %s%s%s", db->path, doing, text, advice ? ": " : "", advice ? advice : "");
     rocksdb_free(text);
     return status;
 }
@@ -172,7 +173,7 @@ static enum status open_families(struct db *db, const struct db_options *o, stru
     for (uint32_t i = 0; i < o->n_families; i++)
         rocksdb_options_destroy(options[i + 1]);
     if (text)
-        return classify(db, NULL, text, "cannot open", err);
+        return classify(db, text, "cannot open", err);
     rocksdb_column_family_handle_destroy(handles[0]);
     for (uint32_t i = 0; i < o->n_families; i++)
         db->family[i] = handles[i + 1];
@@ -224,6 +225,8 @@ void db_close(struct db **dbp)
             rocksdb_column_family_handle_destroy(db->family[i]);
         free(db->names[i]);
     }
+    if (atomic_load(&db->spare))
+        rocksdb_writebatch_destroy(atomic_load(&db->spare));
     if (db->rocks)
         rocksdb_close(db->rocks);
     rocksdb_writeoptions_destroy(db->write_plain);
@@ -241,9 +244,11 @@ static rocksdb_column_family_handle_t *family_of(const struct db *db, uint8_t fa
     return db->family[family];
 }
 
-static rocksdb_writebatch_t *translate(const struct db *db, const struct batch *batch)
+static rocksdb_writebatch_t *translate(struct db *db, const struct batch *batch)
 {
-    rocksdb_writebatch_t *rocks = rocksdb_writebatch_create();
+    rocksdb_writebatch_t *rocks = atomic_exchange(&db->spare, NULL);
+    if (!rocks)
+        rocks = rocksdb_writebatch_create();
     struct batch_op op;
     for (size_t at = 0; batch_next(batch, &at, &op);) {
         rocksdb_column_family_handle_t *family = family_of(db, op.family);
@@ -259,6 +264,14 @@ static rocksdb_writebatch_t *translate(const struct db *db, const struct batch *
     return rocks;
 }
 
+static void put_back(struct db *db, rocksdb_writebatch_t *rocks)
+{
+    rocksdb_writebatch_clear(rocks);
+    rocks = atomic_exchange(&db->spare, rocks);
+    if (rocks)
+        rocksdb_writebatch_destroy(rocks);
+}
+
 enum status db_commit(struct db *db, const struct batch *batch, bool sync, struct err *err)
 {
     if (atomic_load(&db->dead))
@@ -272,9 +285,9 @@ enum status db_commit(struct db *db, const struct batch *batch, bool sync, struc
     bool failed = FAILPOINT("db.commit.before");
     if (!failed)
         rocksdb_write(db->rocks, sync ? db->write_sync : db->write_plain, rocks, &text);
-    rocksdb_writebatch_destroy(rocks);
+    put_back(db, rocks);
     if (text)
-        status = classify(db, NULL, text, "cannot write", err);
+        status = classify(db, text, "cannot write", err);
     else if (FAILPOINT("db.commit.after") || failed)
         status = err_set(err, ST_IO, "%s: cannot write: failpoint", db->path);
     if (status == ST_NO_SPACE) /* past the reserve: the handle is dead, so ST_NO_SPACE would promise too much */
@@ -290,7 +303,7 @@ enum status db_get(struct db *db, uint8_t family, const void *key, size_t key_le
     rocksdb_pinnableslice_t *slice =
         rocksdb_get_pinned_cf(db->rocks, db->read, family_of(db, family), key, key_len, &text);
     if (text)
-        return classify(db, NULL, text, db->names[family], err);
+        return classify(db, text, db->names[family], err);
     if (!slice)
         return err_set(err, ST_NOT_FOUND, "%s: %s: no such key", db->path, db->names[family]);
     size_t len;
@@ -327,7 +340,7 @@ enum status db_multi_get(struct db *db, uint8_t family, size_t n, const struct b
     for (size_t i = 0; i < n; i++) {
         enum status status = slice[i] ? ST_OK : ST_NOT_FOUND;
         if (text[i])
-            status = classify(db, NULL, text[i], db->names[family], first == ST_OK ? err : NULL);
+            status = classify(db, text[i], db->names[family], first == ST_OK ? err : NULL);
         out[i] = (struct bytes){0};
         at[i] = SIZE_MAX;
         if (status == ST_OK) {
@@ -413,7 +426,7 @@ enum status db_iter_next(struct db_iter *iter, struct bytes *key, struct bytes *
         return ST_EMPTY;
     hex_encode(iter->last.data, iter->last.len < 24 ? iter->last.len : 24, hex);
     snprintf(doing, sizeof doing, "%s: after key %s", iter->db->names[iter->family], iter->last.len ? hex : "(none)");
-    return classify(iter->db, NULL, text, doing, err);
+    return classify(iter->db, text, doing, err);
 }
 
 void db_iter_close(struct db_iter **iterp)
@@ -438,7 +451,7 @@ enum status db_checkpoint(struct db *db, const char *dir, struct err *err)
         rocksdb_checkpoint_create(checkpoint, dir, 0, &text);
     if (checkpoint)
         rocksdb_checkpoint_object_destroy(checkpoint);
-    return text ? classify(db, NULL, text, "cannot make a checkpoint", err) : ST_OK;
+    return text ? classify(db, text, "cannot make a checkpoint", err) : ST_OK;
 }
 
 /* Compaction moves the living values out of this share of the oldest files of a log, which then are deleted. */
@@ -462,16 +475,16 @@ enum status db_purge(struct db *db, uint8_t family, struct bytes from, struct by
         rocksdb_flush_cf(db->rocks, flush, db->family[i], &text);
     rocksdb_flushoptions_destroy(flush);
     if (text)
-        return classify(db, NULL, text, "cannot flush", err);
+        return classify(db, text, "cannot flush", err);
     if ((text = set_cleaning(db, family, "1.0")))
-        return classify(db, NULL, text, "cannot purge", err);
+        return classify(db, text, "cannot purge", err);
     rocksdb_compactoptions_t *compact = rocksdb_compactoptions_create();
     rocksdb_compactoptions_set_bottommost_level_compaction(compact, 3); /* forced, each file once */
     rocksdb_compact_range_cf_opt(db->rocks, family_of(db, family), compact, (const char *)from.data, from.len,
                                  (const char *)to.data, to.len);
     rocksdb_compactoptions_destroy(compact);
     text = set_cleaning(db, family, "0.25");
-    return text ? classify(db, NULL, text, "cannot purge", err) : ST_OK;
+    return text ? classify(db, text, "cannot purge", err) : ST_OK;
 }
 
 enum status db_scrub(struct db *db, uint8_t family, db_each_fn each, void *user, uint64_t *keys, uint64_t *bytes,

@@ -1,4 +1,5 @@
-/* What operators ask for, audited. A request with a token is carried out once; its retries get the first answer. */
+/* What operators ask for, audited. A request with a token is carried out once; its retries get the first answer, a refusal
+ * too: a copy that comes late must not do what the operator was told had not been done. */
 #include <stdlib.h>
 #include <string.h>
 
@@ -105,7 +106,7 @@ static enum status retract(struct core *core, const struct event *event, struct 
         return err_set(err, ST_NOT_FOUND, "no domain \"%.64s\"", c->domain);
     id_hash(&core->config.seed, d->id, (struct bytes){(const uint8_t *)c->record, strlen(c->record)}, &hash);
     if (overlay_find(core, true, &hash, &o))
-        id = *o->id;
+        memcpy(&id, o->id, ID_BYTES(o->id));
     else if (!event->record_value.len)
         return err_set(err, ST_NOT_FOUND, "no record \"%.256s\" in domain %s", c->record, d->d.name.s);
     else if (!state_id_get(event->record_value, &id))
@@ -223,6 +224,29 @@ static void answer(struct core *core, const struct event *event, const char *jso
     reply(core, &event->peer, event->request, VERB_CONTROL_REPLY, out);
 }
 
+enum { REFUSED = '!' }; /* begins a kept refusal, "!status text"; no JSON does */
+
+static void answer_again(struct core *core, const struct event *event, const char *before)
+{
+    char *text;
+    if (before[0] != REFUSED) {
+        answer(core, event, before);
+        return;
+    }
+    long status = strtol(before + 1, &text, 10);
+    refuse(core, event, (enum status)status, 0, "%s", *text ? text + 1 : text);
+}
+
+static void refuse_for_good(struct core *core, const struct event *event, enum status status, const char *text)
+{
+    const Alv__Control *c = (const Alv__Control *)event->message;
+    struct buf kept = {0};
+    buf_printf(&kept, "%c%d %s", REFUSED, (int)status, text);
+    token_store(core, c->token, &kept);
+    buf_release(&kept);
+    refuse(core, event, status, 0, "%s", text);
+}
+
 void control(struct core *core, const struct event *event, struct member *m)
 {
     const Alv__Control *c = (const Alv__Control *)event->message;
@@ -231,14 +255,16 @@ void control(struct core *core, const struct event *event, struct member *m)
     struct err err = {0};
     (void)m;
     if (before) {
-        answer(core, event, before);
+        answer_again(core, event, before);
     } else if (c->verb == ALV__CONTROL_VERB__CONTROL_QUARANTINE_LIST) {
         quarantine_list(core, &json);
         answer(core, event, buf_cstr(&json));
     } else {
         enum status st = carry_out(core, event, &json, &err);
-        if (st) {
-            refuse(core, event, st, st == ST_AGAIN ? RETRY_MS : 0, "%s", err.text);
+        if (st == ST_AGAIN) {
+            refuse(core, event, st, RETRY_MS, "%s", err.text);
+        } else if (st) {
+            refuse_for_good(core, event, st, err.text);
         } else {
             audit(core, event);
             token_store(core, c->token, &json);

@@ -70,7 +70,8 @@ struct hash16 { /* BLAKE2b-128 keyed with the line's seed: content or id of a re
 
 /* What is stored about one record of a push, read before the step. */
 struct push_facts {
-    struct hash16 content, id; /* computed by record_hashes() */
+    struct digest digest;      /* record_digest(): the step does not hash the text again */
+    struct hash16 content, id; /* these three are computed by record_facts() */
     bool content_live;         /* a live record of this line has this very content */
     bool id_known;             /* this id was pushed to this domain before */
     struct bytes id_value;     /* its stored value (state.h), when known */
@@ -209,8 +210,10 @@ void core_step(struct core *core, const struct event *event, struct effects *eff
 /* When EVENT_TICK is wanted at the latest; UINT64_MAX: not at all. */
 uint64_t core_deadline(const struct core *core);
 
-/* Keyed hashes for push_facts: content covers kind and text; id covers domain and the id as pushed (or, when empty, the
- * content). Pure; the shell calls it before the step. */
+/* The digest and the keyed hashes of push_facts: content covers kind and text; id covers domain and the id as pushed (or,
+ * when empty, the content). Pure; the shell calls it before the step. */
+void record_facts(const struct sip_key *seed, struct domain_id domain, const Alv__Record *record,
+                  struct push_facts *facts);
 void record_hashes(const struct sip_key *seed, struct domain_id domain, const Alv__Record *record,
                    struct hash16 *content, struct hash16 *id);
 

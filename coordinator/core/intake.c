@@ -25,21 +25,29 @@ void id_hash(const struct sip_key *seed, struct domain_id domain, struct bytes n
     crypto_generichash_final(&h, out->b, sizeof out->b);
 }
 
+void record_facts(const struct sip_key *seed, struct domain_id domain, const Alv__Record *record,
+                  struct push_facts *facts)
+{
+    struct record_view view = record_of(record);
+    char hex[DIGEST_HEX_SIZE];
+    struct bytes name, group;
+    record_digest(&view, &facts->digest);
+    record_names(&view, &facts->digest, hex, &name, &group);
+    crypto_generichash_state h;
+    crypto_generichash_init(&h, seed->b, sizeof seed->b, sizeof facts->content.b);
+    crypto_generichash_update(&h, (const uint8_t *)"content", 8);
+    crypto_generichash_update(&h, facts->digest.b, sizeof facts->digest.b);
+    crypto_generichash_final(&h, facts->content.b, sizeof facts->content.b);
+    id_hash(seed, domain, name, &facts->id);
+}
+
 void record_hashes(const struct sip_key *seed, struct domain_id domain, const Alv__Record *record,
                    struct hash16 *content, struct hash16 *id)
 {
-    struct record_view view = record_of(record);
-    struct digest digest;
-    char hex[DIGEST_HEX_SIZE];
-    struct bytes name, group;
-    record_digest(&view, &digest);
-    record_names(&view, &digest, hex, &name, &group);
-    crypto_generichash_state h;
-    crypto_generichash_init(&h, seed->b, sizeof seed->b, sizeof content->b);
-    crypto_generichash_update(&h, (const uint8_t *)"content", 8);
-    crypto_generichash_update(&h, digest.b, sizeof digest.b);
-    crypto_generichash_final(&h, content->b, sizeof content->b);
-    id_hash(seed, domain, name, id);
+    struct push_facts facts;
+    record_facts(seed, domain, record, &facts);
+    *content = facts.content;
+    *id = facts.id;
 }
 
 static uint64_t keyed(const struct core *core, const char *purpose, struct domain_id domain, struct bytes text)
@@ -75,8 +83,8 @@ void overlay_content(struct core *core, const struct hash16 *hash, bool live)
 
 void overlay_id(struct core *core, const struct hash16 *hash, const struct state_id *id)
 {
-    overlay_add(core,
-                &(struct overlay){.seq = core->seq + 1, .hash = *hash, .is_id = true, .id = xmemdup(id, sizeof *id)});
+    struct state_id *copy = xmemdup(id, ID_BYTES(id)); /* there are thousands: no room for revisions that are not */
+    overlay_add(core, &(struct overlay){.seq = core->seq + 1, .hash = *hash, .is_id = true, .id = copy});
 }
 
 bool overlay_find(const struct core *core, bool is_id, const struct hash16 *hash, const struct overlay **out)
@@ -301,12 +309,12 @@ static uint32_t pieces_of(const struct push *p, const struct record_view *view)
 }
 
 /* Cuts a record and appends its segments; tells where they went. */
-static void append_record(struct push *p, const struct record_view *view, const struct digest *digest,
-                          const struct push_facts *facts, bool replaces_probe, struct state_place *place)
+static void append_record(struct push *p, const struct record_view *view, const struct push_facts *facts,
+                          bool replaces_probe, struct state_place *place)
 {
     char hex[DIGEST_HEX_SIZE];
     struct bytes name, group, rest = view->text;
-    record_names(view, digest, hex, &name, &group);
+    record_names(view, &facts->digest, hex, &name, &group);
     uint64_t held_out = keyed(p->core, "held out", p->d->id, group), near = keyed(p->core, "group", p->d->id, group);
     bool probe = held_out % 1000 < p->d->settings.heldout_permille;
     struct state_segment s = {.kind = (uint8_t)view->kind, .pieces = pieces_of(p, view), .content = facts->content};
@@ -341,8 +349,7 @@ static Alv__Refusal check_record(const struct push *p, const struct record_view 
     return chat_valid(view->text) ? ALV__REFUSAL__REFUSAL_NONE : ALV__REFUSAL__REFUSAL_BAD_CHAT;
 }
 
-static void take_record(struct push *p, uint32_t index, const struct record_view *view, const struct digest *digest,
-                        const struct push_facts *facts)
+static void take_record(struct push *p, uint32_t index, const struct record_view *view, const struct push_facts *facts)
 {
     struct core *core = p->core;
     Alv__Refusal reason = check_record(p, view);
@@ -357,7 +364,7 @@ static void take_record(struct push *p, uint32_t index, const struct record_view
     const struct overlay *o;
     struct state_id id = {0};
     if (overlay_find(core, true, &facts->id, &o))
-        id = *o->id;
+        memcpy(&id, o->id, ID_BYTES(o->id));
     else if (facts->id_known && !state_id_get(facts->id_value, &id))
         id = (struct state_id){0}; /* damaged: the old text stays, the new one is added */
     bool live = overlay_find(core, false, &facts->content, &o) ? o->live : facts->content_live;
@@ -375,7 +382,7 @@ static void take_record(struct push *p, uint32_t index, const struct record_view
         p->ack->duplicates++;
     } else {
         struct state_place place;
-        append_record(p, view, digest, facts, was_probe, &place);
+        append_record(p, view, facts, was_probe, &place);
         if (id.n == REVISIONS_MAX) {
             erase_payload(core, &id.places[0]);
             memmove(id.places, id.places + 1, (REVISIONS_MAX - 1) * sizeof id.places[0]);
@@ -422,13 +429,11 @@ static bool has_room(struct core *core, const struct event *event, const struct 
 }
 
 /* What the chain becomes over a batch. */
-static void chain(struct digest *rolling, const Alv__PushBatch *batch)
+static void chain(struct digest *rolling, const Alv__PushBatch *batch, const struct push_facts *facts)
 {
     for (size_t i = 0; i < batch->n_records; i++) {
         struct record_view view = record_of(batch->records[i]);
-        struct digest digest;
-        record_digest(&view, &digest);
-        record_chain(rolling, &view, &digest);
+        record_chain(rolling, &view, &facts[i].digest);
     }
 }
 
@@ -446,7 +451,7 @@ static bool continues(struct core *core, const struct event *event, const struct
     if (core->config.planted & PLANT_NO_DUPLICATE_CHECK)
         return true;
     struct digest rolling = s->last_rolling;
-    chain(&rolling, batch);
+    chain(&rolling, batch, event->facts);
     if (!digest_eq(&rolling, &s->rolling)) {
         refuse(core, event, ST_CONFLICT, 0,
                "position %llu holds other records than were taken from there before: the source "
@@ -489,10 +494,8 @@ void intake_push(struct core *core, const struct event *event)
     p.ack->probe_first = d->d.probe_next;
     for (uint32_t i = 0; i < batch->n_records; i++) {
         struct record_view view = record_of(batch->records[i]);
-        struct digest digest;
-        record_digest(&view, &digest);
-        record_chain(&rolling, &view, &digest);
-        take_record(&p, i, &view, &digest, &event->facts[i]);
+        record_chain(&rolling, &view, &event->facts[i].digest);
+        take_record(&p, i, &view, &event->facts[i]);
     }
     flush(&p);
     d->d.probe_set += p.probe_changed;

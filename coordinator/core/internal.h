@@ -9,6 +9,8 @@
 #ifndef COORDINATOR_CORE_INTERNAL_H
 #define COORDINATOR_CORE_INTERNAL_H
 
+#include <stddef.h>
+
 #include "coordinator/core/core.h"
 #include "coordinator/core/gate.h"
 #include "coordinator/core/map.h"
@@ -165,8 +167,9 @@ struct overlay { /* what has been decided about a content or id but may not be o
     uint64_t seq;
     struct hash16 hash;
     bool is_id, live;
-    struct state_id *id; /* owned */
+    struct state_id *id; /* owned; of ID_BYTES only */
 };
+#define ID_BYTES(id) (offsetof(struct state_id, places) + (id)->n * sizeof(id)->places[0])
 
 struct core {
     struct core_config config;
@@ -257,12 +260,12 @@ struct core {
 void put_key(struct core *core, uint8_t family, struct state_key key, const struct buf *value);
 void delete_key(struct core *core, uint8_t family, struct state_key key);
 /* PUT(core, family, key, state_lease, &lease): encodes and adds to the step's batch */
-#define PUT(core, family, key, type, v)          \
-    do {                                         \
-        struct buf put_ = {0};                   \
-        type##_put(&put_, (v));                  \
-        put_key((core), (family), (key), &put_); \
-        buf_release(&put_);                      \
+#define PUT(core, family, key, type, v)                                           \
+    do {                                                                          \
+        struct state_key key_ = (key);                                            \
+        size_t at_ = batch_put_begin(&(core)->batch, (family), key_.b, key_.len); \
+        type##_put(&(core)->batch.ops, (v));                                      \
+        batch_put_end(&(core)->batch, at_);                                       \
     } while (0)
 void wake(struct core *core, uint64_t at_ms); /* a TICK is wanted by then */
 void reply(struct core *core, const struct peer *peer, uint64_t request, enum verb verb, void *message /* owned */);

@@ -126,7 +126,7 @@ struct push_facts *memstore_facts(const struct memstore *store, const struct sip
     struct push_facts *facts = xcalloc(batch->n_records + 1, sizeof *facts);
     for (size_t i = 0; i < batch->n_records; i++) {
         struct bytes ignored;
-        record_hashes(seed, domain, batch->records[i], &facts[i].content, &facts[i].id);
+        record_facts(seed, domain, batch->records[i], &facts[i]);
         struct state_key c = key_hash('c', &facts[i].content), d = key_hash('i', &facts[i].id);
         facts[i].content_live = memstore_get(store, FAMILY_DEDUPE, c.b, c.len, &ignored);
         facts[i].id_known = memstore_get(store, FAMILY_DEDUPE, d.b, d.len, &facts[i].id_value);
