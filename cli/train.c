@@ -51,7 +51,8 @@ static const struct option_row rows[] = {
     OPTION(struct args, seed, OPTION_U64, "seed", 0, "N", "of the factors and of the order"),
     OPTION(struct args, threads, OPTION_U32, "threads", 't', "N", "0: the CPUs it may use", .low = 0, .high = 64),
     OPTION(struct args, backend, OPTION_CHOICE, "backend", 0, "blas|ref", "ref: plain loops, slow, for comparison"),
-    OPTION(struct args, memory, OPTION_BYTES, "memory", 0, "BYTES", "refuse a larger plan; 0: no limit"),
+    OPTION(struct args, memory, OPTION_BYTES, "memory", 0, "BYTES",
+           "choose micro-batch and checkpoints to keep within; 0: no limit"),
     OPTION(struct args, base_name, OPTION_TEXT, "base-name", 0, "NAME",
            "base_model_name_or_path in adapter_config.json"),
     OPTION(struct args, dry_run, OPTION_FLAG, "dry-run", 0, NULL, "show the memory plan and end", .no_env = true),
@@ -79,7 +80,7 @@ static size_t next_window(struct order *order)
 }
 
 static enum status one_step(const struct args *args, const struct corpus *corpus, struct order *order,
-                            struct trainer *trainer, struct step_result *out, struct err *err)
+                            struct trainer *trainer, uint32_t rows_max, struct step_result *out, struct err *err)
 {
     struct packed batches[BATCHES_MAX];
     uint32_t n_batches = 0, n = 0, cap = args->step_tokens + 1;
@@ -95,7 +96,7 @@ static enum status one_step(const struct args *args, const struct corpus *corpus
             st = err_set(err, ST_LIMIT, "a step of more than %d micro-batches; raise --micro-rows", BATCHES_MAX);
             break;
         }
-        at += pack_samples(samples + at, n - at, args->micro_rows, &batches[n_batches++]);
+        at += pack_samples(samples + at, n - at, rows_max, &batches[n_batches++]);
     }
     if (st == ST_OK)
         st = trainer_step(trainer, batches, n_batches, out, NULL, NULL, err);
@@ -133,20 +134,23 @@ static enum status write_adapter(const struct args *args, const struct local *en
     return st;
 }
 
-static void print_plan(const struct memory_plan *plan, const char *fingerprint)
+static void print_plan(const struct memory_plan *plan, const struct trainer_config *config, const char *fingerprint)
 {
+    const char *policy = config->checkpoint == CHECKPOINT_BLOCK ? "block" : "none";
     char text[5][32];
     const uint64_t parts[] = {plan->weights, plan->activations, plan->scratch, plan->adapter, plan->total};
     for (int i = 0; i < 5; i++)
         human_bytes(parts[i], text[i], sizeof text[i]);
     if (common.json)
-        print_json_line(json_pack("{s:s,s:I,s:I,s:I,s:I,s:I,s:s}", "event", "plan", "weights",
+        print_json_line(json_pack("{s:s,s:I,s:I,s:I,s:I,s:I,s:I,s:s,s:s}", "event", "plan", "weights",
                                   (json_int_t)plan->weights, "activations", (json_int_t)plan->activations, "scratch",
                                   (json_int_t)plan->scratch, "adapter", (json_int_t)plan->adapter, "total",
-                                  (json_int_t)plan->total, "fingerprint", fingerprint));
+                                  (json_int_t)plan->total, "rows", (json_int_t)config->rows_max, "checkpoint", policy,
+                                  "fingerprint", fingerprint));
     else
-        printf("memory: %s weights + %s activations + %s scratch + %s adapter and optimiser = %s\n", text[0], text[1],
-               text[2], text[3], text[4]);
+        printf("memory: %s weights + %s activations + %s scratch + %s adapter and optimiser = %s\n"
+               "micro-batches of %u rows, checkpoints: %s\n",
+               text[0], text[1], text[2], text[3], text[4], config->rows_max, policy);
 }
 
 static bool stopped(void)
@@ -156,8 +160,8 @@ static bool stopped(void)
 }
 
 /* The steps. On a stop what was learned so far is kept: *done tells how much. */
-static enum status learn(const struct args *args, const struct corpus *corpus, struct trainer *trainer, uint32_t *done,
-                         struct err *err)
+static enum status learn(const struct args *args, const struct corpus *corpus, struct trainer *trainer,
+                         uint32_t rows_max, uint32_t *done, struct err *err)
 {
     struct progress bar = {.what = "train", .unit = UNIT_STEPS};
     struct order order = {.n = corpus->n, .at = corpus->n, .index = xcalloc(corpus->n, sizeof *order.index)};
@@ -170,7 +174,7 @@ static enum status learn(const struct args *args, const struct corpus *corpus, s
     for (*done = 0; *done < args->steps && st == ST_OK && !stopped();) {
         struct step_result result;
         double at = clock_s();
-        st = one_step(args, corpus, &order, trainer, &result, err);
+        st = one_step(args, corpus, &order, trainer, rows_max, &result, err);
         if (st != ST_OK)
             break;
         ++*done;
@@ -249,9 +253,9 @@ static enum status run_train(const struct options *o, const struct args *args, s
     config.threads = local_threads(args->threads);
     config.ops = args->backend ? OPS_REF : OPS_BLAS;
     config.memory_max = args->memory;
-    st = trainer_plan(base_arch(engine.base), &config, &plan, err);
+    st = trainer_fit(base_arch(engine.base), &config, &plan, err);
     if (st == ST_OK && args->dry_run)
-        print_plan(&plan, fingerprint);
+        print_plan(&plan, &config, fingerprint);
     if (st != ST_OK || args->dry_run)
         goto finish;
     st = read_data(o, args, &engine, &corpus, err);
@@ -263,9 +267,9 @@ static enum status run_train(const struct options *o, const struct args *args, s
         goto finish;
     trainer_fingerprint(trainer, fingerprint, sizeof fingerprint);
     if (common.json)
-        print_plan(&plan, fingerprint);
+        print_plan(&plan, &config, fingerprint);
     trainer_set_adapter(trainer, lora.block);
-    st = learn(args, &corpus, trainer, &done, err);
+    st = learn(args, &corpus, trainer, config.rows_max, &done, err);
     if (st == ST_OK && done)
         st = write_adapter(args, &engine, &lora.shape, trainer_adapter(trainer), err);
     if (st == ST_OK && !common.json && done)

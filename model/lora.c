@@ -93,6 +93,14 @@ static const real *stacked_a(const struct lora *lora, enum lora_product p, uint3
     return lora->stack;
 }
 
+void lora_project(const struct lora *lora, enum lora_product p, uint32_t layer, real *U, const real *X,
+                  const real *block, uint32_t M)
+{
+    uint32_t in = lora->products[p].in, width = lora_width(lora, p);
+    if (width)
+        lora->ops->linear(lora->pool, U, width, X, in, stacked_a(lora, p, layer, block), in, M, width, in, 1, false);
+}
+
 void lora_forward(const struct lora *lora, enum lora_product p, uint32_t layer, real *Y, real *U, const real *X,
                   const real *W, const real *block, uint32_t M, bool accumulate)
 {
@@ -105,7 +113,7 @@ void lora_forward(const struct lora *lora, enum lora_product p, uint32_t layer, 
         return;
     if (!U)
         U = lora->du;
-    lora->ops->linear(lora->pool, U, width, X, in, stacked_a(lora, p, layer, block), in, M, width, in, 1, false);
+    lora_project(lora, p, layer, U, X, block, M);
     for (uint32_t i = 0; i < lora->products[p].n && !merging; i++) {
         enum lora_module m = lora->products[p].module[i];
         lora->ops->linear(lora->pool, Y + lora->products[p].row[i], out, U + (size_t)i * R, width,

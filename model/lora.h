@@ -39,6 +39,10 @@ uint32_t lora_width(const struct lora *lora, enum lora_product p);
 void lora_forward(const struct lora *lora, enum lora_product p, uint32_t layer, real *Y, real *U, const real *X,
                   const real *W, const real *block, uint32_t M, bool accumulate);
 
+/* U (M, lora_width) = X A^T alone, the same bits as lora_forward's. Nothing to do when nothing in it is adapted. */
+void lora_project(const struct lora *lora, enum lora_product p, uint32_t layer, real *U, const real *X,
+                  const real *block, uint32_t M);
+
 /* dX (M, in) = dY (M, out) (W + s B A) */
 void lora_dx(const struct lora *lora, enum lora_product p, uint32_t layer, real *dX, const real *dY, const real *W,
              const real *block, uint32_t M);

@@ -1,7 +1,5 @@
 #include "model/loss.h"
 
-#include <string.h>
-
 /* One piece's logits: large enough that the product amortises reading the head, small beside the activations. */
 static const uint64_t PIECE_BYTES = 64u << 20;
 enum { PIECE_ROWS_MIN = 32, PIECE_ROWS_MAX = 512 };
@@ -12,22 +10,17 @@ void loss_layout(struct loss *loss, const struct arch *arch, uint32_t rows_max, 
     rows = rows < PIECE_ROWS_MIN ? PIECE_ROWS_MIN : rows > PIECE_ROWS_MAX ? PIECE_ROWS_MAX : rows;
     loss->piece_rows = rows < rows_max ? (uint32_t)rows : rows_max;
     uint64_t C = arch->d_model, piece = loss->piece_rows;
-    loss->x = arena_reals(arena, piece * C);
     loss->normed = arena_reals(arena, piece * C);
-    loss->dx = arena_reals(arena, piece * C);
     loss->logits = arena_reals(arena, piece * arch->vocab_size);
     loss->rows = arena_take(arena, piece * sizeof *loss->rows);
     loss->targets = arena_take(arena, piece * sizeof *loss->targets);
     loss->nll = arena_take(arena, piece * sizeof *loss->nll);
 }
 
-static void gather_logits(const struct loss *loss, const struct weights *w, real *logits, const real *x,
-                          const uint32_t *rows, uint32_t n)
+static void head(const struct loss *loss, const struct weights *w, real *logits, const real *x, uint32_t n)
 {
     uint32_t C = w->arch.d_model, V = w->arch.vocab_size;
-    for (size_t i = 0; i < n; i++)
-        memcpy(loss->x + i * C, x + (size_t)rows[i] * C, C * sizeof *x);
-    loss->ops->rmsnorm(loss->pool, loss->normed, C, loss->x, C, w->out_norm, n, 1, C, (real)w->arch.rms_eps);
+    loss->ops->rmsnorm(loss->pool, loss->normed, C, x, C, w->out_norm, n, 1, C, (real)w->arch.rms_eps);
     loss->ops->linear(loss->pool, logits, V, loss->normed, C, w->head, C, n, V, C, 1, false);
 }
 
@@ -35,33 +28,28 @@ static void run_piece(const struct loss *loss, const struct weights *w, real *dx
                       uint32_t n)
 {
     uint32_t C = w->arch.d_model, V = w->arch.vocab_size;
-    gather_logits(loss, w, loss->logits, x, loss->rows, n);
+    head(loss, w, loss->logits, x, n);
     loss->ops->cross_entropy(loss->pool, loss->nll, loss->logits, loss->targets, n, V, dx ? grad_scale : 0);
     if (!dx)
         return;
-    loss->ops->linear_dx(loss->pool, loss->dx, C, loss->logits, V, w->head, C, n, V, C, 1, false);
-    loss->ops->rmsnorm_dx(loss->pool, loss->dx, C, loss->dx, C, loss->x, C, w->out_norm, n, 1, C, (real)w->arch.rms_eps,
-                          false);
-    for (size_t i = 0; i < n; i++)
-        memcpy(dx + (size_t)loss->rows[i] * C, loss->dx + i * C, C * sizeof *dx);
+    loss->ops->linear_dx(loss->pool, dx, C, loss->logits, V, w->head, C, n, V, C, 1, false);
+    loss->ops->rmsnorm_dx(loss->pool, dx, C, dx, C, x, C, w->out_norm, n, 1, C, (real)w->arch.rms_eps, false);
 }
 
 void loss_run(const struct loss *loss, const struct weights *w, real *dx, const real *x, const struct packed *packed,
               real grad_scale, double *nll, uint32_t *n_targets)
 {
-    if (dx)
-        memset(dx, 0, (size_t)packed->n_rows * w->arch.d_model * sizeof *dx);
+    size_t C = w->arch.d_model, done = 0;
     uint32_t row = 0, sample = 0;
-    while (row < packed->n_rows) {
+    while (done < packed->n_targets) {
         uint32_t n = 0;
         for (; row < packed->n_rows && n < loss->piece_rows; row++)
             if (packed->mask[row]) {
                 loss->rows[n] = row;
                 loss->targets[n++] = packed->targets[row];
             }
-        if (!n)
-            break;
-        run_piece(loss, w, dx, x, grad_scale, n);
+        run_piece(loss, w, dx ? dx + done * C : NULL, x + done * C, grad_scale, n);
+        done += n;
         for (uint32_t i = 0; i < n; i++) {
             while (loss->rows[i] >= packed->cu_seqlens[sample + 1])
                 sample++;
@@ -71,11 +59,10 @@ void loss_run(const struct loss *loss, const struct weights *w, real *dx, const 
     }
 }
 
-void loss_logits(const struct loss *loss, const struct weights *w, real *logits, const real *x, const uint32_t *rows,
-                 uint32_t n)
+void loss_logits(const struct loss *loss, const struct weights *w, real *logits, const real *x, uint32_t n)
 {
-    for (uint32_t i = 0; i < n; i += loss->piece_rows) {
-        uint32_t piece = n - i < loss->piece_rows ? n - i : loss->piece_rows;
-        gather_logits(loss, w, logits + (size_t)i * w->arch.vocab_size, x, rows + i, piece);
+    for (size_t i = 0; i < n; i += loss->piece_rows) {
+        uint32_t piece = n - i < loss->piece_rows ? (uint32_t)(n - i) : loss->piece_rows;
+        head(loss, w, logits + i * w->arch.vocab_size, x + i * w->arch.d_model, piece);
     }
 }

@@ -16,21 +16,21 @@ struct loss {
     const struct ops *ops;
     struct pool *pool;
     uint32_t piece_rows;
-    real *x, *normed, *dx, *logits; /* (piece, C) three times, (piece, V) */
-    uint32_t *rows, *targets;       /* (piece) */
-    double *nll;                    /* (piece) */
+    real *normed, *logits;    /* (piece, C), (piece, V) */
+    uint32_t *rows, *targets; /* (piece) */
+    double *nll;              /* (piece) */
 };
 
 /* Takes scratch for batches of up to `rows_max` rows. */
 void loss_layout(struct loss *loss, const struct arch *arch, uint32_t rows_max, struct arena *arena);
 
-/* x (M, C) is the residual stream after the last layer. Adds each sample's loss to nll (n_samples) and its targets to
- * n_targets (n_samples), which the caller has zeroed. dx (M, C), unless NULL, becomes grad_scale * d(sum of nll)/dx. */
+/* x (N, C) is the residual stream after the last layer at the N = packed->n_targets target rows, in order. Adds each
+ * sample's loss to nll (n_samples) and its targets to n_targets (n_samples), which the caller has zeroed. dx (N, C), unless
+ * NULL, becomes grad_scale * d(sum of nll)/dx. */
 void loss_run(const struct loss *loss, const struct weights *w, real *dx, const real *x, const struct packed *packed,
               real grad_scale, double *nll, uint32_t *n_targets);
 
-/* logits (n, V) of some rows of x */
-void loss_logits(const struct loss *loss, const struct weights *w, real *logits, const real *x, const uint32_t *rows,
-                 uint32_t n);
+/* logits (n, V) of the rows of x (n, C) */
+void loss_logits(const struct loss *loss, const struct weights *w, real *logits, const real *x, uint32_t n);
 
 #endif

@@ -39,6 +39,11 @@ void trainer_defaults(const struct adapter_shape *shape, struct trainer_config *
     };
 }
 
+static const char *checkpoint_name(enum checkpoint checkpoint)
+{
+    return checkpoint == CHECKPOINT_BLOCK ? "block" : "none";
+}
+
 static bool within(float x, float low, float high)
 {
     return x >= low && x < high; /* false for NaN */
@@ -52,12 +57,15 @@ static enum status check_config(const struct trainer_config *c, struct err *err)
         return err_set(err, ST_USAGE, "eps must be above 0 and below 1, clip between 0 and 1e6");
     if (c->ops != OPS_REF && c->ops != OPS_BLAS)
         return err_set(err, ST_USAGE, "unknown back end %d", (int)c->ops);
+    if (c->checkpoint != CHECKPOINT_NONE && c->checkpoint != CHECKPOINT_BLOCK)
+        return err_set(err, ST_USAGE, "unknown checkpoint policy %d", (int)c->checkpoint);
     return ST_OK;
 }
 
 static struct transformer_config transformer_config_of(const struct trainer_config *c)
 {
-    return (struct transformer_config){ops_of(c->ops), c->shape, c->rows_max, c->seq_max, c->threads, true};
+    return (struct transformer_config){ops_of(c->ops), c->shape, c->rows_max,  c->seq_max,
+                                       c->threads,     true,     c->checkpoint};
 }
 
 static void layout(struct trainer *t, struct arena *arena)
@@ -89,6 +97,46 @@ enum status trainer_plan(const struct arch *arch, const struct trainer_config *c
     return ST_OK;
 }
 
+static enum status too_large(const struct memory_plan *plan, const struct trainer_config *c, struct err *err)
+{
+    return err_set(err, ST_NO_MEMORY,
+                   "training would take %llu MiB (weights %llu, activations %llu of them) and %llu are allowed, with "
+                   "%u rows in a micro-batch and checkpoint=%s",
+                   (unsigned long long)(plan->total >> 20), (unsigned long long)(plan->weights >> 20),
+                   (unsigned long long)(plan->activations >> 20), (unsigned long long)(c->memory_max >> 20),
+                   c->rows_max, checkpoint_name(c->checkpoint));
+}
+
+/* Half the rows cost next to nothing down to ROWS_GOOD, where the merged weight no longer pays; running each layer forward
+ * twice costs a quarter of the step. So rows go first, then the saved activations, then the rest of the rows. */
+enum { ROWS_GOOD = 512 };
+
+enum status trainer_fit(const struct arch *arch, struct trainer_config *config, struct memory_plan *out,
+                        struct err *err)
+{
+    struct trainer_config c = *config;
+    const uint32_t wanted = c.rows_max, seq = c.seq_max, good = seq > ROWS_GOOD ? seq : ROWS_GOOD;
+    struct memory_plan plan;
+    enum status st;
+    for (c.checkpoint = CHECKPOINT_NONE;; c.checkpoint = CHECKPOINT_BLOCK) {
+        uint32_t floor = c.checkpoint == CHECKPOINT_BLOCK ? seq : good < wanted ? good : wanted;
+        for (c.rows_max = wanted;; c.rows_max = c.rows_max / 2 > floor ? c.rows_max / 2 : floor) {
+            st = trainer_plan(arch, &c, &plan, err);
+            if (st != ST_OK)
+                return st;
+            if (!c.memory_max || plan.total <= c.memory_max) {
+                *config = c;
+                *out = plan;
+                return ST_OK;
+            }
+            if (c.rows_max <= floor)
+                break;
+        }
+        if (c.checkpoint == CHECKPOINT_BLOCK)
+            return too_large(&plan, &c, err);
+    }
+}
+
 enum status trainer_new(const struct weights *weights, const struct trainer_config *config, struct trainer **out,
                         struct err *err)
 {
@@ -97,13 +145,7 @@ enum status trainer_new(const struct weights *weights, const struct trainer_conf
     if (st != ST_OK)
         return st;
     if (config->memory_max && plan.total > config->memory_max)
-        return err_set(
-            err, ST_NO_MEMORY,
-            "training would take %llu MiB (weights %llu, activations %llu of them) and %llu are allowed: use "
-            "fewer rows than %u in a micro-batch",
-            (unsigned long long)(plan.total >> 20), (unsigned long long)(plan.weights >> 20),
-            (unsigned long long)(plan.activations >> 20), (unsigned long long)(config->memory_max >> 20),
-            config->rows_max);
+        return too_large(&plan, config, err);
     struct trainer *t = xcalloc(1, sizeof *t);
     struct transformer_config c = transformer_config_of(config);
     t->config = *config;
@@ -215,6 +257,6 @@ void trainer_fingerprint(const struct trainer *trainer, char *out, size_t size)
 {
     char back_end[256];
     ops_describe(trainer->config.ops, back_end, sizeof back_end);
-    snprintf(out, size, "%s threads=%u rows=%u checkpoint=none", back_end, trainer->config.threads,
-             trainer->config.rows_max);
+    snprintf(out, size, "%s threads=%u rows=%u checkpoint=%s", back_end, trainer->config.threads,
+             trainer->config.rows_max, checkpoint_name(trainer->config.checkpoint));
 }

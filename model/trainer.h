@@ -14,6 +14,7 @@
 #include "base/status.h"
 #include "model/ops.h"
 #include "model/pack.h"
+#include "model/transformer.h"
 #include "model/weights.h"
 
 struct trainer_config {
@@ -25,6 +26,7 @@ struct trainer_config {
     uint32_t seq_max;      /* rows of the longest sample */
     uint32_t threads;      /* 1 .. OPS_THREADS_MAX */
     enum ops_kind ops;
+    enum checkpoint checkpoint;
     uint64_t memory_max; /* refuse a larger plan (weights included); 0: no limit */
 };
 
@@ -42,12 +44,18 @@ struct step_result {
 
 struct trainer;
 
-/* AdamW 1e-3 (0.9, 0.99), eps 1e-8, no decay, clip 1, warm-up 4, 2,048 rows, samples up to 512 rows, 1 thread, BLAS. */
+/* AdamW 1e-3 (0.9, 0.99), eps 1e-8, no decay, clip 1, warm-up 4, 2,048 rows, samples up to 512 rows, 1 thread, BLAS,
+ * no checkpoints. */
 void trainer_defaults(const struct adapter_shape *shape, struct trainer_config *out);
 
 /* ST_USAGE: a setting out of range, or a shape that does not fit the arch. */
 enum status trainer_plan(const struct arch *arch, const struct trainer_config *config, struct memory_plan *out,
                          struct err *err);
+
+/* Lowers rows_max and sets the checkpoint policy so that the plan keeps within memory_max: the fastest choice that does, the
+ * same for the same numbers. It changes the fingerprint. ST_NO_MEMORY: even seq_max rows with checkpoints take more. */
+enum status trainer_fit(const struct arch *arch, struct trainer_config *config, struct memory_plan *out,
+                        struct err *err);
 
 /* Borrows `weights` until trainer_free(). ST_NO_MEMORY when the plan exceeds memory_max or memory cannot be had. The
  * adapter starts as all zeros; give it one. */

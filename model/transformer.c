@@ -27,8 +27,11 @@ struct transformer {
     struct pool *pool;
     struct lora lora;
     struct loss loss;
-    struct saved *layers;    /* (n_layers); all the same memory when scoring */
-    real *x_out;             /* (M, C) after the last layer */
+    struct saved *layers; /* (n_layers); all the same memory when scoring, all but x with checkpoints */
+    uint32_t *picked;     /* (n_picked) the rows that are wanted behind the last attention */
+    uint32_t n_picked;
+    real *att_picked;        /* (n_picked, H*D) attention's output in the last layer */
+    real *x_out;             /* (n_picked, C) after the last layer */
     real *normed;            /* (M, C) */
     real *hidden;            /* (M, F) silu(gate) * up */
     real *dx, *dn;           /* (M, C) gradients of the residual stream and of a norm's output */
@@ -46,7 +49,6 @@ static void layout_layer(struct saved *s, const struct transformer *t, const str
                          struct arena *arena)
 {
     uint64_t C = a->d_model, D = a->head_dim, H = a->n_heads, K = a->n_kv_heads;
-    s->x = arena_reals(arena, M * C);
     s->raw = a->qk_norm ? arena_reals(arena, M * (H + K) * D) : NULL;
     s->qkv = arena_reals(arena, M * (H + 2 * K) * D);
     s->att = arena_reals(arena, M * H * D);
@@ -64,6 +66,8 @@ static uint64_t layout(struct transformer *t, const struct arch *a, struct arena
     uint64_t M = c->rows_max, C = a->d_model, D = a->head_dim, H = a->n_heads, K = a->n_kv_heads;
     lora_layout(&t->lora, a, &c->shape, c->rows_max, arena);
     loss_layout(&t->loss, a, c->rows_max, arena);
+    t->picked = arena_take(arena, M * sizeof *t->picked);
+    t->att_picked = arena_reals(arena, M * H * D);
     t->x_out = arena_reals(arena, M * C);
     t->normed = arena_reals(arena, M * C);
     t->hidden = arena_reals(arena, M * a->d_ff);
@@ -82,6 +86,8 @@ static uint64_t layout(struct transformer *t, const struct arch *a, struct arena
     struct saved one = {0};
     for (uint32_t l = 0; l < a->n_layers; l++) {
         if (c->train || l == 0)
+            one.x = arena_reals(arena, M * C);
+        if ((c->train && c->checkpoint == CHECKPOINT_NONE) || l == 0)
             layout_layer(&one, t, a, M, arena);
         if (t->layers)
             t->layers[l] = one;
@@ -137,6 +143,7 @@ enum status transformer_new(const struct weights *weights, const struct transfor
         return st;
     }
     layout(t, &weights->arch, &t->arena);
+    CHECK(t->arena.used == saved + scratch); /* the plan is what is taken */
     t->lora.ops = t->loss.ops = config->ops;
     t->lora.pool = t->loss.pool = t->pool;
     rope_table(t->angles, config->seq_max, weights->arch.head_dim, (double)weights->arch.rope_theta);
@@ -177,6 +184,30 @@ static struct attention attention_of(const struct transformer *t, const struct p
                               a->n_kv_heads,      a->head_dim,       t->attention_scratch};
 }
 
+/* Rows behind the attention of a layer. */
+static uint32_t rows_behind(const struct transformer *t, uint32_t l, uint32_t M)
+{
+    return l + 1 == t->w->arch.n_layers ? t->n_picked : M;
+}
+
+/* The picked rows of X (M, n), one after the other. */
+static void pick_rows(const struct transformer *t, real *out, const real *X, size_t n)
+{
+    for (size_t i = 0; i < t->n_picked; i++)
+        memcpy(out + i * n, X + t->picked[i] * n, n * sizeof(real));
+}
+
+/* And back to their places, in the same memory, zeros between: from the end, where a row only moves up. */
+static void spread_rows(const struct transformer *t, real *X, size_t n, uint32_t M)
+{
+    size_t i = t->n_picked;
+    for (size_t m = M; m-- > 0;)
+        if (i > 0 && t->picked[i - 1] == m)
+            memmove(X + m * n, X + --i * n, n * sizeof(real));
+        else
+            memset(X + m * n, 0, n * sizeof(real));
+}
+
 static void forward_attention(struct transformer *t, uint32_t l, const real *block, const struct packed *packed)
 {
     const struct arch *a = &t->w->arch;
@@ -200,10 +231,18 @@ static void forward_attention(struct transformer *t, uint32_t l, const real *blo
     ops->rope(t->pool, s->qkv, ld, t->angles, t->position, M, H + K, D, false);
     struct attention attention = attention_of(t, packed);
     ops->attention(t->pool, s->att, s->lse, s->qkv, &attention);
-    memcpy(s->mid, s->x, (size_t)M * C * sizeof(real));
-    lora_forward(&t->lora, PRODUCT_O, l, s->mid, s->u[PRODUCT_O], s->att, w->o, block, M, true);
+    const real *att = s->att;
+    if (l + 1 == a->n_layers) {
+        pick_rows(t, s->mid, s->x, C);
+        pick_rows(t, t->att_picked, s->att, (size_t)H * D);
+        att = t->att_picked;
+    } else {
+        memcpy(s->mid, s->x, (size_t)M * C * sizeof(real));
+    }
+    lora_forward(&t->lora, PRODUCT_O, l, s->mid, s->u[PRODUCT_O], att, w->o, block, rows_behind(t, l, M), true);
 }
 
+/* x_next NULL: only what the backward needs. */
 static void forward_ffn(struct transformer *t, uint32_t l, const real *block, real *x_next, uint32_t M)
 {
     const struct arch *a = &t->w->arch;
@@ -214,6 +253,10 @@ static void forward_ffn(struct transformer *t, uint32_t l, const real *block, re
     lora_forward(&t->lora, PRODUCT_GATE_UP, l, s->gate_up, s->u[PRODUCT_GATE_UP], t->normed, w->gate_up, block, M,
                  false);
     t->config.ops->swiglu(t->pool, t->hidden, s->gate_up, M, a->d_ff);
+    if (!x_next) {
+        lora_project(&t->lora, PRODUCT_DOWN, l, s->u[PRODUCT_DOWN], t->hidden, block, M);
+        return;
+    }
     memcpy(x_next, s->mid, (size_t)M * C * sizeof(real));
     lora_forward(&t->lora, PRODUCT_DOWN, l, x_next, s->u[PRODUCT_DOWN], t->hidden, w->down, block, M, true);
 }
@@ -229,7 +272,8 @@ static void forward(struct transformer *t, const real *block, const struct packe
                a->d_model * sizeof(real));
     for (uint32_t l = 0; l < a->n_layers; l++) {
         forward_attention(t, l, block, packed);
-        forward_ffn(t, l, block, l + 1 < a->n_layers ? t->layers[l + 1].x : t->x_out, packed->n_rows);
+        forward_ffn(t, l, block, l + 1 < a->n_layers ? t->layers[l + 1].x : t->x_out,
+                    rows_behind(t, l, packed->n_rows));
     }
 }
 
@@ -276,10 +320,16 @@ static void backward_attention(struct transformer *t, uint32_t l, const real *bl
     size_t ld = (size_t)(H + 2 * K) * D, ldr = (size_t)(H + K) * D;
     real eps = (real)a->rms_eps;
 
-    lora_dw(&t->lora, PRODUCT_O, l, grad, t->dx, s->att, s->u[PRODUCT_O], block, M);
+    bool last = l + 1 == a->n_layers;
+    uint32_t n = rows_behind(t, l, M);
+    lora_dw(&t->lora, PRODUCT_O, l, grad, t->dx, last ? t->att_picked : s->att, s->u[PRODUCT_O], block, n);
     if (l == 0 && !(targets & ATTENTION_IN))
         return;
-    lora_dx(&t->lora, PRODUCT_O, l, t->datt, t->dx, w->o, block, M);
+    lora_dx(&t->lora, PRODUCT_O, l, t->datt, t->dx, w->o, block, n);
+    if (last) {
+        spread_rows(t, t->datt, (size_t)H * D, M);
+        spread_rows(t, t->dx, C, M);
+    }
     struct attention attention = attention_of(t, packed);
     ops->attention_back(t->pool, t->dqkv, t->datt, s->att, s->lse, s->qkv, &attention);
     ops->rope(t->pool, t->dqkv, ld, t->angles, t->position, M, H + K, D, true);
@@ -303,21 +353,33 @@ void transformer_run(struct transformer *t, const real *block, real *grad, const
 {
     CHECK(packed->n_rows <= t->config.rows_max);
     CHECK(!grad || (block && t->config.train));
-    if (!packed->n_rows)
+    if (!packed->n_targets)
         return;
+    t->n_picked = 0;
+    for (uint32_t m = 0; m < packed->n_rows; m++)
+        if (packed->mask[m])
+            t->picked[t->n_picked++] = m;
     forward(t, block, packed);
     loss_run(&t->loss, t->w, grad ? t->dx : NULL, t->x_out, packed, grad_scale, nll, n_targets);
     if (!grad)
         return;
-    for (uint32_t l = t->w->arch.n_layers; l-- > 0;)
-        if (backward_ffn(t, l, block, grad, packed->n_rows))
+    uint32_t M = packed->n_rows, last = t->w->arch.n_layers - 1;
+    for (uint32_t l = last + 1; l-- > 0;) {
+        if (t->config.checkpoint == CHECKPOINT_BLOCK && l < last) { /* the last layer is still there */
+            forward_attention(t, l, block, packed);
+            forward_ffn(t, l, block, NULL, M);
+        }
+        if (backward_ffn(t, l, block, grad, rows_behind(t, l, M)))
             backward_attention(t, l, block, grad, packed);
+    }
 }
 
 void transformer_logits(struct transformer *t, const real *block, const struct packed *packed, const uint32_t *rows,
                         uint32_t n, real *logits)
 {
-    CHECK(packed->n_rows <= t->config.rows_max);
+    CHECK(packed->n_rows <= t->config.rows_max && n <= t->config.rows_max);
+    memcpy(t->picked, rows, n * sizeof *rows);
+    t->n_picked = n;
     forward(t, block, packed);
-    loss_logits(&t->loss, t->w, logits, t->x_out, rows, n);
+    loss_logits(&t->loss, t->w, logits, t->x_out, n);
 }

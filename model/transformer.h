@@ -6,9 +6,11 @@
  *     loss = cross-entropy(head(rmsnorm(x)), target)
  *
  * Gradients go to the LoRA factors and nowhere else: no weight gradient of the base, nothing below the lowest adapted
- * product. A training transformer saves per row and layer x, q k v, attention's output and log-sum-exp, x again before
- * the feed-forward, gate and up, and the projections U; norms and silu are computed again. A scoring one keeps a single
- * layer. All memory is one arena, laid out by transformer_new().
+ * product. Behind the last attention only the target rows are computed. A training transformer saves per row and layer x,
+ * q k v, attention's output and log-sum-exp, x again before the feed-forward, gate and up, and the projections U; norms and
+ * silu are computed again. With CHECKPOINT_BLOCK it saves x alone and runs each layer forward again before its backward:
+ * the same gradients to the last bit (Chen et al. 2016, arXiv 1604.06174). A scoring one keeps a single layer. All memory is
+ * one arena, laid out by transformer_new().
  */
 #ifndef MODEL_TRANSFORMER_H
 #define MODEL_TRANSFORMER_H
@@ -24,11 +26,14 @@
 
 enum { TRANSFORMER_ROWS_MAX = 1 << 20 };
 
+enum checkpoint { CHECKPOINT_NONE, CHECKPOINT_BLOCK };
+
 struct transformer_config {
     const struct ops *ops;
     struct adapter_shape shape;
     uint32_t rows_max, seq_max, threads;
     bool train;
+    enum checkpoint checkpoint; /* when training */
 };
 
 struct transformer;
@@ -51,7 +56,7 @@ enum status transformer_accepts(const struct transformer *t, const struct packed
 void transformer_run(struct transformer *t, const real *block, real *grad, const struct packed *packed, real grad_scale,
                      double *nll, uint32_t *n_targets);
 
-/* logits (n, V) at some rows of an accepted batch */
+/* logits (n, V) at some rows of an accepted batch; n <= rows_max */
 void transformer_logits(struct transformer *t, const real *block, const struct packed *packed, const uint32_t *rows,
                         uint32_t n, real *logits);
 

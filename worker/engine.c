@@ -73,7 +73,8 @@ static bool same_config(const struct trainer_config *a, const struct trainer_con
 {
     return adapter_shape_eq(&a->shape, &b->shape) && a->lr == b->lr && a->beta1 == b->beta1 && a->beta2 == b->beta2 &&
            a->eps == b->eps && a->weight_decay == b->weight_decay && a->clip == b->clip &&
-           a->warmup_steps == b->warmup_steps && a->rows_max == b->rows_max && a->seq_max == b->seq_max;
+           a->warmup_steps == b->warmup_steps && a->rows_max == b->rows_max && a->seq_max == b->seq_max &&
+           a->checkpoint == b->checkpoint;
 }
 
 static enum status make_trainer(struct engine *engine, const struct trainer_config *config, struct err *err)
@@ -98,12 +99,7 @@ enum status engine_prepare(struct engine *engine, uint32_t rank, uint32_t alpha,
     engine->shape = shape;
     uint32_t context = base_arch(engine->base)->context_max;
     struct trainer_config config = config_of(engine, NULL, context < DEFAULT_SEQ ? context : DEFAULT_SEQ);
-    status = trainer_plan(base_arch(engine->base), &config, plan, err);
-    if (status == ST_OK && config.memory_max && plan->total > config.memory_max)
-        status =
-            err_set(err, ST_NO_MEMORY,
-                    "training takes %.1f GB and at most %.1f GB may be used: fewer rows of a micro-batch take less",
-                    (double)plan->total / 1e9, (double)config.memory_max / 1e9);
+    status = trainer_fit(base_arch(engine->base), &config, plan, err);
     if (status == ST_OK && !engine->weights)
         status = weights_load(engine->base, &engine->weights, err);
     if (status == ST_OK)
@@ -116,7 +112,9 @@ enum status engine_prepare(struct engine *engine, uint32_t rank, uint32_t alpha,
 enum status engine_trainer(struct engine *engine, const Alv__TrainConfig *train, uint32_t seq_rows, struct err *err)
 {
     struct trainer_config config = config_of(engine, train, seq_rows);
-    return make_trainer(engine, &config, err);
+    struct memory_plan plan;
+    enum status status = trainer_fit(base_arch(engine->base), &config, &plan, err);
+    return status == ST_OK ? make_trainer(engine, &config, err) : status;
 }
 
 enum status engine_evaluator(struct engine *engine, uint32_t seq_rows, struct err *err)

@@ -89,7 +89,7 @@ static void test_greedy_is_the_likeliest(void)
     generate_defaults(&options);
     options.tokens_max = NEW;
     options.temperature = 0;
-    struct transformer_config config = {ops_of(OPS_REF), shape, PROMPT + NEW, PROMPT + NEW, 1, false};
+    struct transformer_config config = {ops_of(OPS_REF), shape, PROMPT + NEW, PROMPT + NEW, 1, false, CHECKPOINT_NONE};
     struct transformer *t;
     REQUIRE(EXPECT_ST(transformer_new(weights, &config, &t, &err), ST_OK, &err));
     for (int with = 0; with < 2; with++)

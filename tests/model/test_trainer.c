@@ -29,6 +29,7 @@ static struct weights *weights;
 static struct adapter_shape shape;
 static float *block;
 static uint32_t tokens[N][TOKENS];
+static uint8_t mask[TOKENS]; /* one in three */
 static struct sample samples[N];
 
 static void prepare(void)
@@ -45,6 +46,8 @@ static void prepare(void)
     block = xmalloc(adapter_floats(&shape) * sizeof *block);
     for (size_t i = 0; i < adapter_floats(&shape); i++)
         block[i] = 0.1f * (float)rng_normal(&rng);
+    for (int i = 0; i < TOKENS; i += 3)
+        mask[i] = 1;
     for (uint32_t s = 0; s < N; s++) {
         for (uint32_t i = 0; i < TOKENS; i++)
             tokens[s][i] = (uint32_t)rng_below(&rng, small.vocab_size);
@@ -145,6 +148,78 @@ static void test_same_bytes_again(void)
         trainer_free(b);
     }
     packed_release(&all);
+}
+
+/* A smaller plan, the same gradient and the same factors; only the fingerprint says so. */
+static void test_checkpoints_change_no_bit(void)
+{
+    struct err err;
+    struct packed all;
+    struct trainer_config config;
+    struct memory_plan none, blocks;
+    struct trainer *a = new_trainer(OPS_BLAS, 2), *b;
+    trainer_defaults(&shape, &config);
+    config.threads = 2;
+    config.rows_max = 256;
+    config.seq_max = 64;
+    EXPECT_ST(trainer_plan(&small, &config, &none, &err), ST_OK, &err);
+    config.checkpoint = CHECKPOINT_BLOCK;
+    EXPECT_ST(trainer_plan(&small, &config, &blocks, &err), ST_OK, &err);
+    EXPECT(blocks.activations < none.activations / 2 && blocks.scratch == none.scratch);
+    REQUIRE(EXPECT_ST(trainer_new(weights, &config, &b, &err), ST_OK, &err));
+    trainer_set_adapter(b, block);
+    for (uint32_t s = 0; s < N; s += 2)
+        samples[s].mask = mask;
+    pack_samples(samples, N, 256, &all);
+    for (uint32_t s = 0; s < N; s++)
+        samples[s].mask = NULL;
+    EXPECT(all.n_targets < all.n_rows); /* the last layer has fewer rows than the others */
+    train(a, &all, 1, 10);
+    train(b, &all, 1, 10);
+    EXPECT(!memcmp(trainer_gradient(a), trainer_gradient(b), adapter_bytes()));
+    EXPECT(!memcmp(trainer_adapter(a), trainer_adapter(b), adapter_bytes()));
+    char fa[512], fb[512];
+    trainer_fingerprint(a, fa, sizeof fa);
+    trainer_fingerprint(b, fb, sizeof fb);
+    EXPECT(strstr(fa, "checkpoint=none") && strstr(fb, "checkpoint=block"));
+    trainer_free(a);
+    trainer_free(b);
+    packed_release(&all);
+}
+
+/* The budget decides: rows first, then checkpoints, then the rest of the rows, then no. */
+static void test_fit(void)
+{
+    struct err err;
+    struct trainer_config config;
+    struct memory_plan plan, got;
+    static const struct {
+        uint32_t rows;
+        enum checkpoint checkpoint;
+    } want[] = {{2048, CHECKPOINT_NONE},
+                {1024, CHECKPOINT_NONE},
+                {512, CHECKPOINT_NONE},
+                {256, CHECKPOINT_BLOCK},
+                {64, CHECKPOINT_BLOCK}};
+    trainer_defaults(&shape, &config);
+    config.seq_max = 64;
+    for (size_t i = 0; i < sizeof want / sizeof want[0]; i++) {
+        struct trainer_config c = config, exact = config;
+        exact.rows_max = want[i].rows;
+        exact.checkpoint = want[i].checkpoint;
+        EXPECT_ST(trainer_plan(&small, &exact, &plan, &err), ST_OK, &err);
+        c.memory_max = plan.total;
+        EXPECT_ST(trainer_fit(&small, &c, &got, &err), ST_OK, &err);
+        harness_expect(got.total <= c.memory_max, __FILE__, __LINE__, "case %zu keeps its budget", i);
+        harness_expect(c.rows_max == want[i].rows && c.checkpoint == want[i].checkpoint, __FILE__, __LINE__,
+                       "case %zu: %u rows, policy %d", i, c.rows_max, (int)c.checkpoint);
+    }
+    config.memory_max = plan.total - 1;
+    EXPECT_ST(trainer_fit(&small, &config, &got, &err), ST_NO_MEMORY, &err);
+    EXPECT(config.rows_max == 2048 && strstr(err.text, "64 rows") && strstr(err.text, "checkpoint=block"));
+    config.memory_max = 0;
+    EXPECT_ST(trainer_fit(&small, &config, &got, &err), ST_OK, &err);
+    EXPECT(config.rows_max == 2048 && config.checkpoint == CHECKPOINT_NONE);
 }
 
 static void test_both_tables_train_alike(void)
@@ -318,6 +393,8 @@ int main(void)
     RUN(test_packing);
     RUN(test_packed_is_one_by_one);
     RUN(test_same_bytes_again);
+    RUN(test_checkpoints_change_no_bit);
+    RUN(test_fit);
     RUN(test_both_tables_train_alike);
     RUN(test_scoring_is_the_training_loss);
     RUN(test_adamw);

@@ -87,6 +87,25 @@ static double loss_of(struct transformer *t, const real *block, const struct pac
     return sum;
 }
 
+/* With checkpoints: the same bytes. */
+static void check_checkpointed(const struct weights *w, struct transformer_config config, const real *block,
+                               const struct packed *packed, const real *want)
+{
+    struct err err;
+    struct transformer *t;
+    size_t n = adapter_floats(&config.shape);
+    real *grad = xcalloc(n, sizeof *grad);
+    double nll[N_SAMPLES] = {0};
+    uint32_t counts[N_SAMPLES] = {0};
+    config.checkpoint = CHECKPOINT_BLOCK;
+    if (!EXPECT_ST(transformer_new(w, &config, &t, &err), ST_OK, &err))
+        return;
+    transformer_run(t, block, grad, packed, 0.5, nll, counts);
+    EXPECT(!memcmp(grad, want, n * sizeof *grad));
+    transformer_free(t);
+    free(grad);
+}
+
 static void check_gradients(const char *what, const struct arch *arch, uint32_t targets)
 {
     struct err err;
@@ -107,6 +126,7 @@ static void check_gradients(const char *what, const struct arch *arch, uint32_t 
     uint32_t counts[N_SAMPLES] = {0};
     transformer_run(t, block, grad, &packed, 0.5, nll, counts);
     EXPECT(counts[0] == 6 && counts[1] == 0 && counts[2] == 1 && counts[3] == 3);
+    check_checkpointed(w, config, block, &packed, grad);
     for (size_t i = 0; i < n; i++) {
         const double h = 1e-5, old = block[i];
         block[i] = old + h;
