@@ -15,6 +15,7 @@ struct control_args {
     uint32_t timeout;
     const char *expect; /* promote */
     bool keep;          /* rollback */
+    bool round;         /* versions explain */
 };
 
 /* Prints an answer: as it came with --json, else for people. */
@@ -59,6 +60,11 @@ static const struct option_row promote_rows[] = {
     COMMON_ROWS,
     OPTION(struct control_args, expect, OPTION_TEXT, "expect", 0, "N|none",
            "refuse (exit code 4) unless the alias is there now", .no_env = true),
+};
+static const struct option_row explain_rows[] = {
+    COMMON_ROWS,
+    OPTION(struct control_args, round, OPTION_FLAG, "round", 0, NULL,
+           "the number is a round's: refused rounds have no version", .no_env = true),
 };
 static const struct option_row rollback_rows[] = {
     COMMON_ROWS,
@@ -116,11 +122,14 @@ int cmd_versions_show(int argc, char **argv)
 
 int cmd_versions_explain(int argc, char **argv)
 {
-    BEGIN(plain_rows, .command = "versions explain", .usage = "VERSION",
+    BEGIN(explain_rows, .command = "versions explain", .usage = "VERSION",
           .summary = "Explains the verdict on a version: each domain's difference with its bounds.",
-          .examples = "alluvium versions explain 7 -C ./clinic")
+          .examples = "alluvium versions explain 7 -C ./clinic\nalluvium versions explain --round 12 -C ./clinic")
     if (o.n_rest != 1 || !version_number(o.rest[0], &control.number))
         FAIL("it takes the number of a version");
+    static char by_round[] = "round";
+    if (args.round)
+        control.name = by_round;
     ASK(EXPLAIN);
 }
 
@@ -177,9 +186,9 @@ int cmd_trace(int argc, char **argv)
 int cmd_retract(int argc, char **argv)
 {
     BEGIN(plain_rows, .command = "retract", .usage = "DOMAIN/RECORD",
-          .summary = "Withdraws a record: it is erased, never trained or replayed again, and the versions "
-                     "that saw it are listed.",
-          .examples = "alluvium retract notes/8812 -C ./clinic")
+          .summary = "Withdraws a record: it is deleted, and never trained or replayed again.",
+          .examples = "alluvium retract notes/8812 -C ./clinic",
+          .notes = "Which versions saw it: alluvium trace, before")
     if (o.n_rest != 1 || !split_record(o.rest[0], &control))
         FAIL("it takes DOMAIN/RECORD");
     ASK(RETRACT);
