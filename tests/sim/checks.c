@@ -466,8 +466,24 @@ void check_grant(struct world *w, const struct node *worker, const Alv__Lease *l
     if (lease->generation < seen->generation)
         fail(w, "promise 2: lease %" PRIu64 " is granted at generation %u after %u", lease->id, lease->generation,
              seen->generation);
+    for (size_t i = 0; i < lease->n_domains; i++) {
+        struct state_domain d;
+        if (!disk_domain(w, lease->domains[i]->domain, &d) || lease->domains[i]->watermark > d.watermark)
+            fail(w, "promise 3: lease %" PRIu64 " replays domain %u below %" PRIu64 ", which is not settled", lease->id,
+                 lease->domains[i]->domain, lease->domains[i]->watermark);
+    }
     w->result->leases_regranted += seen->generation && lease->generation > seen->generation;
     seen->generation = lease->generation;
+}
+
+/* Of two processes of one instance the newer is let in, the older not any more. */
+void check_admitted(struct world *w, const struct node *node)
+{
+    if (node->index != 0 && node->index != TWIN)
+        return;
+    if (node->boot < w->twin_admitted)
+        fail(w, "start %" PRIu64 " of an instance is let in after start %" PRIu64, node->boot, w->twin_admitted);
+    w->twin_admitted = node->boot;
 }
 
 void check_lease(struct world *w, const Alv__Lease *lease, const struct digest *work)

@@ -251,7 +251,10 @@ static void check_exclusion(struct world *w, const struct batch *batch, const st
              seq, e.watermark, w->exclusion_at[e.domain.v % (TRAIN_DOMAINS + 1)]);
     else
         w->exclusion_at[e.domain.v] = e.watermark;
-    if (!batch_domain(w, batch, e.domain.v, &d) || e.first + e.count > d.train_next || e.watermark > d.watermark)
+    struct state_domain before = {0};
+    disk_domain(w, e.domain.v, &before);
+    if (!batch_domain(w, batch, e.domain.v, &d) || e.first + e.count > d.train_next || e.watermark > d.watermark ||
+        e.watermark < before.watermark)
         fail(w, "exclusion %" PRIu64 " is outside of its domain", seq);
 }
 

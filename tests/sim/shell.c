@@ -123,6 +123,11 @@ static void coordinator_effects(struct world *w)
                 if (node)
                     check_grant(w, node, ((const Alv__Task *)e->send.message)->lease);
             }
+            if (e->send.verb == VERB_HELLO_OK) {
+                struct node *node = node_of(w, e->send.peer.conn);
+                if (node)
+                    check_admitted(w, node);
+            }
             if (e->send.verb == VERB_CONTROL_REPLY)
                 operator_told(w, e->send.request, ((const Alv__ControlReply *)e->send.message)->json);
             answer(w, &e->send.peer, e->send.verb, e->send.request, e->send.message);
@@ -167,6 +172,7 @@ void coordinator_synced(struct world *w)
 
 void coordinator_start(struct world *w)
 {
+    w->twin_admitted = 0;
     struct err err;
     w->core = core_new(&w->config);
     if (memstore_load(&w->disk, w->core, &err)) {

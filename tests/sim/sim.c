@@ -337,7 +337,7 @@ static void make_line(struct world *w)
                     {"probe_audit", "8"},
                     {"heldout_permille", "60"},
                     {"sample_k", "32"},
-                    {"lease_attempts", w->options.seed % 3 ? "20" : "4"},
+                    {"lease_attempts", w->options.seed % 3 ? "20" : "2"},
                     {"versions_kept", w->options.seed % 4 ? "64" : "3"},
                     {"double_score", "0.2"},
                     {"base_tokens_per_kb", "250"},

@@ -166,6 +166,7 @@ struct world {
 
     struct node nodes[NODES];
     struct knobs knobs;
+    uint64_t twin_admitted; /* newest of them that this run of the coordinator has let in */
     uint64_t twin_boot;     /* shared by the processes of worker 0's instance */
     struct memstore copy;   /* of the coordinator's directory, taken at a crash */
     uint32_t operator_step; /* actions answered; names the present one in requests and tokens */
@@ -256,6 +257,7 @@ void check_store(struct world *w);                                              
 void check_round(struct world *w);                                                 /* one round, disjoint leases */
 void check_grant(struct world *w, const struct node *worker, const Alv__Lease *lease);                 /* 2 */
 void check_lease(struct world *w, const Alv__Lease *lease, const struct digest *work);                 /* 3 and 6 */
+void check_admitted(struct world *w, const struct node *node);                                         /* fencing */
 void check_erased(struct world *w, const Alv__Lease *lease, struct domain_id domain, uint64_t offset); /* 2 */
 void check_sample(struct world *w, const Alv__Lease *lease, const struct plan *plan, const struct view *view); /* 3 */
 void check_manifest(struct world *w, uint64_t number, struct bytes manifest, struct bytes signature);          /* 5 */
