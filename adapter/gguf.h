@@ -33,7 +33,19 @@ enum gguf_kind { /* of a metadata value */
 };
 
 /* Tensor types whose block size we know; model/quant.h says which of them can be dequantised. */
-enum gguf_type { GGUF_T_F32 = 0, GGUF_T_F16 = 1, GGUF_T_Q4_0 = 2, GGUF_T_Q4_1 = 3, GGUF_T_Q8_0 = 8, GGUF_T_BF16 = 30 };
+enum gguf_type {
+    GGUF_T_F32 = 0,
+    GGUF_T_F16 = 1,
+    GGUF_T_Q4_0 = 2,
+    GGUF_T_Q4_1 = 3,
+    GGUF_T_Q5_0 = 6,
+    GGUF_T_Q5_1 = 7,
+    GGUF_T_Q8_0 = 8,
+    GGUF_T_Q4_K = 12,
+    GGUF_T_Q5_K = 13,
+    GGUF_T_Q6_K = 14,
+    GGUF_T_BF16 = 30
+};
 
 enum { GGUF_DIMS_MAX = 4, GGUF_TENSORS_MAX = 65536, GGUF_KEYS_MAX = 65536, GGUF_ALIGNMENT = 32 };
 

@@ -136,8 +136,8 @@ enum status base_place(struct base *base, enum name_style style, const char *nam
         return err_set(err, ST_BAD_DATA, "%s: tensor %.200s is (%" PRIu64 ", %" PRIu64 "), expected (%u, %u)",
                        base->path, name, rows, in, want_rows, want_in);
     if (!quant_known(weight.type))
-        return err_set(err, ST_UNSUPPORTED, "%s: tensor %.200s is %s; known are F32, F16, BF16, Q8_0, Q4_0 and Q4_1",
-                       base->path, name, gguf_type_name(weight.type));
+        return err_set(err, ST_UNSUPPORTED, "%s: tensor %.200s is %s; known are " QUANT_KNOWN, base->path, name,
+                       gguf_type_name(weight.type));
     struct weight *w = slot(base, t, layer);
     if (w->data)
         return err_set(err, ST_BAD_DATA, "%s: tensor %.200s twice", base->path, name);

@@ -1,6 +1,7 @@
 /* base.h - a frozen base model, mapped and read row by row.
  *
- * Opens a GGUF v3 file (arch llama, qwen2 or qwen3; F32, F16, BF16, Q8_0, Q4_0, Q4_1) or a Hugging Face directory
+ * Opens a GGUF v3 file (arch llama, qwen2 or qwen3; F32, F16, BF16 and the quantisations quant.h
+ * names) or a Hugging Face directory
  * (config.json of LlamaForCausalLM, Qwen2ForCausalLM or Qwen3ForCausalLM; model.safetensors or its shards; F32, F16, BF16).
  * Whatever the file, rows come out as f32 in Hugging Face order: the row permutation of q and k in llama GGUFs is undone
  * here and nowhere else. What we cannot do exactly is refused by name (RoPE scaling, sliding windows, unexpected

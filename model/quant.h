@@ -10,7 +10,8 @@
 #include <stddef.h>
 #include <stdint.h>
 
-/* Which tensor types (enum gguf_type) quant_expand() knows: F32, F16, BF16, Q8_0, Q4_0, Q4_1. */
+/* Which tensor types (enum gguf_type) quant_expand() knows. */
+#define QUANT_KNOWN "F32, F16, BF16, Q8_0, Q4_0, Q4_1, Q5_0, Q5_1, Q4_K, Q5_K and Q6_K"
 bool quant_known(uint32_t type);
 
 /* Bytes of a row of `values` values, which is a multiple of the type's block. */

@@ -44,6 +44,33 @@ static void test_quant_by_hand(void)
     EXPECT_EQ(quant_row_bytes(GGUF_T_Q4_1, 576), 360);
 }
 
+/* Every quantisation against gguf-py, bit for bit (scripts/golden_quant.py). */
+static void test_quant_is_the_reference(void)
+{
+    json_t *golden = json_load_file(SOURCE_DIR "/tests/golden/base/quant.json", 0, NULL), *one;
+    const char *name;
+    EXPECT_EQ(json_object_size(golden), 8);
+    json_object_foreach(golden, name, one)
+    {
+        uint32_t type = (uint32_t)json_integer_value(json_object_get(one, "type"));
+        size_t values = (size_t)json_integer_value(json_object_get(one, "values"));
+        const char *hex = json_string_value(json_object_get(one, "bytes"));
+        uint8_t raw[1024], sha[32];
+        float out[1024];
+        char got[65];
+        REQUIRE(strlen(hex) <= 2 * sizeof raw && values <= 1024 && quant_known(type));
+        EXPECT_STR(gguf_type_name(type), name);
+        EXPECT_EQ(quant_row_bytes(type, values), strlen(hex) / 2);
+        EXPECT(hex_decode(hex, strlen(hex), raw, strlen(hex) / 2));
+        quant_expand(type, raw, values, out);
+        hash_sha256(out, values * sizeof *out, sha);
+        hex_encode(sha, 32, got);
+        harness_expect(!strcmp(got, json_string_value(json_object_get(one, "sha256"))), __FILE__, __LINE__,
+                       "%s as gguf-py dequantises it", name);
+    }
+    json_decref(golden);
+}
+
 /* ---- the real base ---- */
 
 static const struct {
@@ -410,6 +437,7 @@ int main(void)
 {
     hash_start();
     RUN(test_quant_by_hand);
+    RUN(test_quant_is_the_reference);
     RUN(test_real_base);
     RUN(test_toys_in_both_kinds_of_file);
     RUN(test_gguf_refusals);
