@@ -157,13 +157,24 @@ bool streamlog_full(const struct streamlog *log)
 /* The keys of the dedupe family are hashes, and inserting in random order is what a commit spends most of its time on: a
  * sorted group walks RocksDB's skip list along. What is said about one key keeps its order. */
 struct dedupe_op {
+    uint64_t head; /* of the key, big-endian: it decides almost always */
     struct bytes key;
     size_t at, len; /* of the whole operation in the batch */
 };
 
+static uint64_t head_of(struct bytes key)
+{
+    uint64_t head = 0;
+    for (size_t i = 0; i < 8; i++)
+        head = head << 8 | (i < key.len ? key.data[i] : 0);
+    return head;
+}
+
 static int by_key(const void *a, const void *b)
 {
     const struct dedupe_op *x = a, *y = b;
+    if (x->head != y->head)
+        return x->head < y->head ? -1 : 1;
     int order = memcmp(x->key.data, y->key.data, x->key.len < y->key.len ? x->key.len : y->key.len);
     if (!order && x->key.len != y->key.len)
         order = x->key.len < y->key.len ? -1 : 1;
@@ -180,7 +191,7 @@ static void sort_dedupe(struct group *group)
     buf_reserve(&sorted, batch->ops.len + 128);
     for (; batch_next(batch, &next, &op); at = next)
         if (op.family == FAMILY_DEDUPE)
-            ops[n++] = (struct dedupe_op){op.key, at, next - at};
+            ops[n++] = (struct dedupe_op){head_of(op.key), op.key, at, next - at};
         else
             buf_put(&sorted, batch->ops.data + at, next - at);
     qsort(ops, n, sizeof *ops, by_key);
