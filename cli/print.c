@@ -9,18 +9,18 @@
 #include "base/clock.h"
 #include "cli/cli.h"
 
-enum { COLUMNS_MAX = 24, CELL_MAX = 60 };
+enum { COLUMNS_MAX = 24, CELL_MAX = 60, REAL_DIGITS = 10 /* 0.05, not 0.050000000000000003 */ };
 
 void print_json(json_t *root)
 {
-    json_dumpf(root, stdout, JSON_INDENT(2));
+    json_dumpf(root, stdout, JSON_INDENT(2) | JSON_REAL_PRECISION(REAL_DIGITS));
     putchar('\n');
     json_decref(root);
 }
 
 void print_json_line(json_t *root)
 {
-    json_dumpf(root, stdout, JSON_COMPACT);
+    json_dumpf(root, stdout, JSON_COMPACT | JSON_REAL_PRECISION(REAL_DIGITS));
     putchar('\n');
     fflush(stdout);
     json_decref(root);
