@@ -68,7 +68,7 @@ int cmd_worker(int argc, char **argv)
         .quiet = common.quiet,
         .events = common.json ? stdout : NULL,
         .progress = !common.quiet && !common.json && isatty(STDERR_FILENO) ? stderr : NULL,
-        .stop_fd = -1,
+        .stop_fd = cli_stop_fd(), /* a signal may reach one of OpenBLAS's threads, which no mask covers */
     };
     enum status st;
     if (o.n_rest || !args.join || !args.base)
