@@ -149,7 +149,9 @@ static rocksdb_options_t *shape_options(const rocksdb_options_t *plain, enum db_
         rocksdb_options_set_enable_blob_files(options, 1);
         rocksdb_options_set_min_blob_size(options, LOG_VALUE_MIN);
         rocksdb_options_set_blob_compression_type(options, COMPRESSION_LZ4);
-        rocksdb_options_set_enable_blob_gc(options, 1);
+        rocksdb_options_set_enable_blob_gc(options,
+                                           1); /* in a purge only: else each compaction copies old text again */
+        rocksdb_options_set_blob_gc_age_cutoff(options, 0);
     } else if (shape == DB_HASHED) {
         rocksdb_options_set_compaction_style(options, UNIVERSAL_COMPACTION);
         rocksdb_options_set_level_compaction_dynamic_level_bytes(options, 0);
@@ -483,7 +485,7 @@ enum status db_purge(struct db *db, uint8_t family, struct bytes from, struct by
     rocksdb_compact_range_cf_opt(db->rocks, family_of(db, family), compact, (const char *)from.data, from.len,
                                  (const char *)to.data, to.len);
     rocksdb_compactoptions_destroy(compact);
-    text = set_cleaning(db, family, "0.25");
+    text = set_cleaning(db, family, "0.0");
     return text ? classify(db, text, "cannot purge", err) : ST_OK;
 }
 
