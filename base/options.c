@@ -318,9 +318,12 @@ static enum status read_file(struct options *o, const char *path, bool must, str
     if (!must && access(path, F_OK) != 0)
         return ST_OK;
     struct file_reader f = {.o = o, .path = path, .status = ST_OK, .err = err};
-    f.stream = fopen(path, "re");
-    if (!f.stream)
-        return err_set(err, ST_CONFIG, "%s: cannot be read: %s", path, strerror(errno));
+    int fd;
+    struct err why;
+    if (file_open(path, &fd, &why))
+        return err_set(err, ST_CONFIG, "%.*s", (int)sizeof why.text, why.text);
+    f.stream = fdopen(fd, "r");
+    CHECK(f.stream);
     int rc = ini_parse_stream(next_line, &f, on_pair, &f);
     fclose(f.stream);
     if (f.status != ST_OK)

@@ -45,7 +45,8 @@ bool cli_begin(struct options *o, int argc, char **argv, int *code)
         print_error(o->command, st, err.text);
         *code = status_exit_code(st);
     }
-    fwrite(text.data, 1, text.len, stdout);
+    if (text.len)
+        fwrite(text.data, 1, text.len, stdout);
     buf_release(&text);
     options_release(o);
     return false;

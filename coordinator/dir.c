@@ -134,6 +134,8 @@ static int remove_one(const char *path, const struct stat *st, int type, struct 
 static enum status check_empty(const struct line_dir *dir, struct err *err)
 {
     static const char *const ours[] = {".", "..", "lost+found", "lock"};
+    if (exists(dir, "line.json"))
+        return err_set(err, ST_CONFLICT, "%s holds a line already", dir->path);
     DIR *d = opendir(dir->path);
     if (!d)
         return err_set(err, ST_IO, "%s: %s", dir->path, strerror(errno));
@@ -143,9 +145,7 @@ static enum status check_empty(const struct line_dir *dir, struct err *err)
         bool known = false;
         for (size_t i = 0; i < sizeof ours / sizeof ours[0]; i++)
             known = known || !strcmp(e->d_name, ours[i]);
-        if (!strcmp(e->d_name, "line.json"))
-            st = err_set(err, ST_CONFLICT, "%s holds a line already", dir->path);
-        else if (!known)
+        if (!known)
             st = err_set(err, ST_CONFLICT, "%s is not empty (it has %s); choose another directory", dir->path,
                          e->d_name);
     }
@@ -157,7 +157,9 @@ static enum status begin(struct line_dir *dir, struct err *err)
 {
     if (mkdir(dir->path, 0700) && errno != EEXIST)
         return err_set(err, ST_IO, "%s: %s", dir->path, strerror(errno));
-    enum status st = take_lock(dir, err);
+    enum status st = exists(dir, UNFINISHED) ? ST_OK : check_empty(dir, err); /* before a lock is left in it */
+    if (!st)
+        st = take_lock(dir, err);
     if (st)
         return st;
     if (exists(dir, UNFINISHED)) {

@@ -74,5 +74,9 @@ check 0 "lr = 0.125  # command line" env ALLUVIUM_LR=0.25 "$alluvium" train --co
 printf '[train]\nstep = 3\n' >c.conf
 check 78 'c.conf:2: unknown setting "step"; did you mean "steps"?' "$alluvium" train --config c.conf
 
+mkfifo fifo # without a writer: nothing may wait for one
+check 78 "fifo: not a regular file" timeout 20 "$alluvium" train --config fifo
+check 65 "fifo: not a regular file" timeout 20 "$alluvium" eval --base fifo x
+
 echo "$checked checks, $failed failed"
 [ $failed = 0 ] && [ $checked -gt 0 ]

@@ -455,8 +455,8 @@ static void write_text(const char *path, const char *text)
 
 static void test_init_takes_in_anchor_text(void)
 {
-    const char *good = harness_path(harness_tmpdir(), "good.jsonl"), *plain = harness_path(harness_tmpdir(), "plain");
-    const char *bad = harness_path(harness_tmpdir(), "bad.jsonl");
+    const char *dir = harness_tmpdir(), *good = harness_path(dir, "good.jsonl"), *plain = harness_path(dir, "plain");
+    const char *bad = harness_path(dir, "bad.jsonl"), *full = harness_path(dir, "full");
     struct err err = {""};
     struct coordinator_init_report report = {0};
     write_text(good, "{\"text\":\"one\",\"id\":\"a\"}\n\n{\"messages\":[{\"role\":\"user\",\"content\":\"hi\"},"
@@ -464,20 +464,25 @@ static void test_init_takes_in_anchor_text(void)
     write_text(plain, "A paragraph.\n\nAnother one.\n");
     write_text(bad, "{\"text\":\"fine\"}\n{\"text\":7}\n");
     const char *files[] = {good, plain};
-    EXPECT_ST(live_init(harness_path(harness_tmpdir(), "anchored"), 0, NULL, files, 2, &report, &err), ST_OK, &err);
+    EXPECT_ST(live_init(harness_path(dir, "anchored"), 0, NULL, files, 2, &report, &err), ST_OK, &err);
     EXPECT_EQ(report.records, 3);
     EXPECT_EQ(report.duplicates, 1);
     EXPECT_EQ(report.refused, 0);
     EXPECT_EQ(report.segments + report.held_out, 3);
-    EXPECT_ST(live_init(harness_path(harness_tmpdir(), "spoilt"), 0, NULL, &bad, 1, &report, &err), ST_BAD_DATA, &err);
+    EXPECT_ST(live_init(harness_path(dir, "spoilt"), 0, NULL, &bad, 1, &report, &err), ST_BAD_DATA, &err);
     EXPECT(strstr(err.text, "bad.jsonl:2") != NULL);
     write_text(bad, " \n\n");
-    EXPECT_ST(live_init(harness_path(harness_tmpdir(), "spoilt"), 0, NULL, &bad, 1, &report, &err), ST_BAD_DATA, &err);
+    EXPECT_ST(live_init(harness_path(dir, "spoilt"), 0, NULL, &bad, 1, &report, &err), ST_BAD_DATA, &err);
     EXPECT(strstr(err.text, "no text in it") != NULL);
-    EXPECT_EQ(truncate(bad, 1 << 30), 0); /* a line without end is not read into memory */
-    EXPECT_ST(live_init(harness_path(harness_tmpdir(), "spoilt"), 0, NULL, &bad, 1, &report, &err), ST_LIMIT, &err);
+    EXPECT_ST(live_init(harness_path(dir, "anchored"), 0, NULL, NULL, 0, NULL, &err), ST_CONFLICT, &err);
+    EXPECT(strstr(err.text, "holds a line already") != NULL);
+    EXPECT(run_shell("mkdir '%s' && touch '%s/x'", full, full));
+    EXPECT_ST(live_init(full, 0, NULL, NULL, 0, NULL, &err), ST_CONFLICT, &err);
+    EXPECT(access(harness_path(full, "lock"), F_OK) != 0); /* nothing is left in what is not ours */
+    EXPECT_EQ(truncate(bad, 1 << 30), 0);                  /* a line without end is not read into memory */
+    EXPECT_ST(live_init(harness_path(dir, "spoilt"), 0, NULL, &bad, 1, &report, &err), ST_LIMIT, &err);
     EXPECT(strstr(err.text, "bad.jsonl:3: a line of more than") != NULL);
-    EXPECT_ST(live_init(harness_path(harness_tmpdir(), "spoilt"), 0, NULL, files, 2, &report, &err), ST_OK, &err);
+    EXPECT_ST(live_init(harness_path(dir, "spoilt"), 0, NULL, files, 2, &report, &err), ST_OK, &err);
 }
 
 int main(int argc, char **argv)
