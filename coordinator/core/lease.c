@@ -85,6 +85,16 @@ void lease_hold(struct core *core, uint32_t index, const char *reason)
     lease_drop(core, index, false);
 }
 
+/* Was all of it superseded or retracted since? Erased text would fail with every worker. */
+static bool nothing_left(const struct core *core, const struct lease *l)
+{
+    for (uint32_t i = 0; i < l->s.n_ranges; i++)
+        for (uint32_t j = 0; j < l->s.ranges[i].count; j++)
+            if (!domain_slot(core->domains[l->s.ranges[i].domain.v], l->s.ranges[i].first + j)->excluded)
+                return false;
+    return true;
+}
+
 /* Back to be granted again; its generation stays until then, so that a late delta still counts. */
 static void give_back(struct core *core, uint32_t index, bool failed)
 {
@@ -92,6 +102,10 @@ static void give_back(struct core *core, uint32_t index, bool failed)
     char reason[64];
     l->s.phase = LEASE_OPEN;
     core->n_open++;
+    if (nothing_left(core, l)) {
+        lease_drop(core, index, true);
+        return;
+    }
     l->s.attempts += failed;
     if (l->s.attempts >= core->config.settings.lease_attempts) {
         FORMAT(reason, "no worker finished it in %u attempts", l->s.attempts);
