@@ -204,6 +204,7 @@ void base_close(struct base *base)
     for (size_t i = 0; i < base->n_shards; i++)
         safetensors_close(base->shards[i]);
     free(base->shards);
+    free(base->rope_factors);
     free(base->layers);
     buf_release(&base->chat_template);
     free(base->path);
@@ -242,6 +243,11 @@ const char *base_chat_template(const struct base *base, size_t *len)
 {
     *len = base->chat_template.len;
     return (const char *)base->chat_template.data;
+}
+
+const float *base_rope_factors(const struct base *base)
+{
+    return base->rope_factors;
 }
 
 bool base_has(const struct base *base, enum base_tensor t, uint32_t layer)

@@ -4,8 +4,8 @@
  * names) or a Hugging Face directory
  * (config.json of LlamaForCausalLM, Qwen2ForCausalLM or Qwen3ForCausalLM; model.safetensors or its shards; F32, F16, BF16).
  * Whatever the file, rows come out as f32 in Hugging Face order: the row permutation of q and k in llama GGUFs is undone
- * here and nowhere else. What we cannot do exactly is refused by name (RoPE scaling, sliding windows, unexpected
- * biases, unknown tensors), never ignored.
+ * here and nowhere else. Of RoPE scaling there is Llama 3's. What we cannot do exactly is refused by name (other RoPE
+ * scaling, sliding windows, unexpected biases, unknown tensors), never ignored.
  *
  * Read-only after base_open(): any number of threads may use one base. The files must not change while it is open.
  */
@@ -60,6 +60,9 @@ enum status base_tokenizer(const struct base *base, const struct tokenizer **out
 
 /* The Jinja source of its chat template, or NULL. Borrowed; `*len` bytes, not NUL-terminated. */
 const char *base_chat_template(const struct base *base, size_t *len);
+
+/* (head_dim / 2) numbers by which each RoPE frequency is divided, or NULL when none is scaled. Borrowed. */
+const float *base_rope_factors(const struct base *base);
 
 bool base_has(const struct base *base, enum base_tensor t, uint32_t layer);
 

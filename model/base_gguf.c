@@ -153,6 +153,19 @@ static enum status read_arch(struct base *base, const char *prefix, struct err *
     return base_begin(base, err);
 }
 
+/* What llama.cpp's converter makes of Llama 3's rope_scaling: a factor for each frequency. */
+static enum status read_rope_factors(struct base *base, const struct gguf_tensor *t, struct err *err)
+{
+    uint32_t n = base->arch.head_dim / 2;
+    if (base->arch.kind != ARCH_LLAMA || t->type != GGUF_T_F32 || t->n_dims != 1 || t->ne[0] != n)
+        return err_set(err, ST_UNSUPPORTED, "%s: tensor %s is not %u F32 numbers of a llama", base->path, t->name, n);
+    base->rope_factors = xmemdup(t->data, n * sizeof *base->rope_factors);
+    for (uint32_t i = 0; i < n; i++)
+        if (!(base->rope_factors[i] >= ROPE_FACTOR_MIN && base->rope_factors[i] <= ROPE_FACTOR_MAX))
+            return err_set(err, ST_BAD_DATA, "%s: number %u of %s is out of range", base->path, i, t->name);
+    return ST_OK;
+}
+
 enum status base_load_gguf(struct base *base, struct err *err)
 {
     const char *prefix = NULL;
@@ -166,8 +179,7 @@ enum status base_load_gguf(struct base *base, struct err *err)
         const struct gguf_tensor *t = gguf_tensor_at(base->gguf, i);
         struct weight w = {t->data, t->type, base->arch.kind == ARCH_LLAMA};
         if (!strcmp(t->name, "rope_freqs.weight"))
-            st =
-                err_set(err, ST_UNSUPPORTED, "%s: tensor rope_freqs.weight: RoPE scaling is not supported", base->path);
+            st = read_rope_factors(base, t, err);
         else if (t->n_dims > 2)
             st = err_set(err, ST_UNSUPPORTED, "%s: tensor %s has %u dimensions", base->path, t->name, t->n_dims);
         else

@@ -2,6 +2,7 @@
  * and, when there, tokenizer.json, tokenizer_config.json and chat_template.jinja. Of config.json the settings that would
  * change the arithmetic are checked one by one. */
 #include <jansson.h>
+#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -79,16 +80,11 @@ static enum status refuse_unsupported(const struct base *base, const json_t *con
     for (size_t i = 0; i < sizeof must_be_absent / sizeof must_be_absent[0]; i++)
         if (!absent(json_object_get(config, must_be_absent[i])))
             return refuse(base, must_be_absent[i], err);
-    const json_t *bias = json_object_get(config, "attention_bias"), *rope = json_object_get(config, "rope_parameters");
-    const json_t *scaling = json_object_get(config, "rope_scaling"), *type = json_object_get(rope, "rope_type");
+    const json_t *bias = json_object_get(config, "attention_bias");
     const json_t *act = json_object_get(config, "hidden_act"), *types = json_object_get(config, "layer_types");
     const json_t *partial = json_object_get(config, "partial_rotary_factor");
     if (base->arch.kind != ARCH_QWEN2 && !absent(bias))
         return refuse(base, "attention_bias", err);
-    if (!absent(scaling) && !string_is(json_object_get(scaling, "rope_type"), "default"))
-        return refuse(base, "rope_scaling", err);
-    if (type && !string_is(type, "default"))
-        return refuse(base, "rope_parameters", err);
     if (!absent(partial) && json_number_value(partial) != 1.0)
         return refuse(base, "partial_rotary_factor", err);
     if (act && !string_is(act, "silu"))
@@ -107,6 +103,51 @@ static enum status get_u32(const struct base *base, const json_t *config, const 
         return err_set(err, ST_BAD_DATA, "%s/config.json: %s is missing or not a positive integer", base->path, key);
     *out = (uint32_t)json_integer_value(v);
     return ST_OK;
+}
+
+/* Llama 3.1: long waves are stretched by `factor`, short ones stay, those between are blended. As transformers' llama3. */
+static enum status read_llama3(struct base *base, const json_t *scaling, const char *key, struct err *err)
+{
+    static const char *const names[] = {"factor", "low_freq_factor", "high_freq_factor",
+                                        "original_max_position_embeddings"};
+    const struct arch *a = &base->arch;
+    double v[4];
+    for (int i = 0; i < 4; i++) {
+        v[i] = json_number_value(json_object_get(scaling, names[i]));
+        if (!(v[i] > 0 && v[i] < 1e9))
+            return err_set(err, ST_BAD_DATA, "%s/config.json: %s: %s is missing or out of range", base->path, key,
+                           names[i]);
+    }
+    double factor = v[0], low = v[1], high = v[2], context = v[3];
+    if (!(high > low && factor >= 1 && factor <= (double)ROPE_FACTOR_MAX))
+        return err_set(err, ST_BAD_DATA, "%s/config.json: %s: the factors do not fit each other", base->path, key);
+    base->rope_factors = xcalloc(a->head_dim / 2, sizeof *base->rope_factors);
+    for (uint32_t i = 0; i < a->head_dim / 2; i++) {
+        double wave = 2 * M_PI * pow((double)a->rope_theta, 2.0 * i / a->head_dim);
+        double stays = (context / wave - low) / (high - low); /* 0: a long wave, 1: a short one */
+        stays = stays < 0 ? 0 : stays > 1 ? 1 : stays;
+        base->rope_factors[i] = (float)(1 / ((1 - stays) / factor + stays));
+    }
+    return ST_OK;
+}
+
+/* Old configurations have rope_theta and rope_scaling, newer ones both in rope_parameters. */
+static const json_t *rope_settings(const json_t *config, const char **key)
+{
+    *key = absent(json_object_get(config, "rope_scaling")) ? "rope_parameters" : "rope_scaling";
+    return json_object_get(config, *key);
+}
+
+static enum status read_rope_scaling(struct base *base, const json_t *config, struct err *err)
+{
+    const char *key;
+    const json_t *rope = rope_settings(config, &key), *type = json_object_get(rope, "rope_type");
+    if (!type)
+        type = json_object_get(rope, "type"); /* older still */
+    if (absent(rope) || (!type && !strcmp(key, "rope_parameters")) || string_is(type, "default"))
+        return ST_OK;
+    return base->arch.kind == ARCH_LLAMA && string_is(type, "llama3") ? read_llama3(base, rope, key, err)
+                                                                      : refuse(base, key, err);
 }
 
 static enum status read_arch(struct base *base, const json_t *config, struct err *err)
@@ -133,15 +174,18 @@ static enum status read_arch(struct base *base, const json_t *config, struct err
         st = get_u32(base, config, "head_dim", &a->head_dim, err);
     if (st)
         return st;
-    const json_t *theta = json_object_get(config, "rope_theta"), *eps = json_object_get(config, "rms_norm_eps");
+    const char *key;
+    const json_t *theta = json_object_get(config, "rope_theta");
     if (!theta)
-        theta = json_object_get(json_object_get(config, "rope_parameters"), "rope_theta");
+        theta = json_object_get(rope_settings(config, &key), "rope_theta");
     a->rope_theta = theta ? (float)json_number_value(theta) : 10000;
-    a->rms_eps = (float)json_number_value(eps); /* missing: 0, refused by arch_check */
+    a->rms_eps =
+        (float)json_number_value(json_object_get(config, "rms_norm_eps")); /* missing: 0, arch_check refuses it */
     a->tied_head = json_is_true(json_object_get(config, "tie_word_embeddings"));
     a->qkv_bias = a->kind == ARCH_QWEN2;
     a->qk_norm = a->kind == ARCH_QWEN3;
-    return base_begin(base, err);
+    st = base_begin(base, err);
+    return st == ST_OK ? read_rope_scaling(base, config, err) : st;
 }
 
 static enum status open_shard(struct base *base, const char *name, struct err *err)

@@ -11,6 +11,9 @@
 #define BASE_SHARED BASE_ATTN_NORM /* the tensors before it are there once */
 enum { BASE_PER_LAYER = BASE_TENSORS - BASE_SHARED };
 
+#define ROPE_FACTOR_MIN 1e-3f
+#define ROPE_FACTOR_MAX 1e6f
+
 struct weight { /* data == NULL: not there */
     const uint8_t *data;
     uint32_t type; /* enum gguf_type */
@@ -23,6 +26,7 @@ struct base {
     struct arch arch;
     struct weight shared[BASE_SHARED];
     struct weight *layers; /* (n_layers, BASE_PER_LAYER) */
+    float *rope_factors;   /* (head_dim / 2), or NULL */
     struct gguf *gguf;     /* one of these two holds the bytes */
     struct safetensors **shards;
     size_t n_shards;

@@ -215,7 +215,7 @@ enum status generate(const struct weights *weights, const struct adapter_shape *
     layout(&g, &own);
     g.lora.ops = g.ops;
     g.lora.pool = g.pool;
-    rope_table(g.angles, g.length, weights->arch.head_dim, (double)weights->arch.rope_theta);
+    rope_table(g.angles, g.length, weights->arch.head_dim, (double)weights->arch.rope_theta, weights->rope_factors);
 
     struct rng rng;
     rng_seed(&rng, options->seed);

@@ -89,8 +89,9 @@ struct ops {
 extern const struct ops ops_ref, ops_blas;
 const struct ops *ops_of(enum ops_kind kind);
 
-/* (n_positions, D): the angles in f32, as transformers computes them. */
-void rope_table(real *table, uint32_t n_positions, uint32_t D, double theta);
+/* (n_positions, D): the angles in f32, as transformers computes them. `factors` (D/2), by which each frequency is divided
+ * (Llama 3's scaling), or NULL. */
+void rope_table(real *table, uint32_t n_positions, uint32_t D, double theta, const float *factors);
 
 /* Back end, library, kernel and vector level as text: the first half of a numeric fingerprint. */
 void ops_describe(enum ops_kind kind, char *out, size_t size);

@@ -258,11 +258,12 @@ const struct ops ops_ref = {
     .cross_entropy = cross_entropy,
 };
 
-void rope_table(real *table, uint32_t n_positions, uint32_t D, double theta)
+void rope_table(real *table, uint32_t n_positions, uint32_t D, double theta, const float *factors)
 {
     for (uint32_t p = 0; p < n_positions; p++)
         for (uint32_t i = 0; i < D / 2; i++) {
-            float frequency = (float)(1 / pow(theta, 2.0 * i / D)), angle = (float)p * frequency;
+            double factor = factors ? (double)factors[i] : 1;
+            float frequency = (float)(1 / pow(theta, 2.0 * i / D) / factor), angle = (float)p * frequency;
             table[(size_t)p * D + i] = (real)cos((double)angle);
             table[(size_t)p * D + D / 2 + i] = (real)sin((double)angle);
         }

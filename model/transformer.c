@@ -146,7 +146,8 @@ enum status transformer_new(const struct weights *weights, const struct transfor
     CHECK(t->arena.used == saved + scratch); /* the plan is what is taken */
     t->lora.ops = t->loss.ops = config->ops;
     t->lora.pool = t->loss.pool = t->pool;
-    rope_table(t->angles, config->seq_max, weights->arch.head_dim, (double)weights->arch.rope_theta);
+    rope_table(t->angles, config->seq_max, weights->arch.head_dim, (double)weights->arch.rope_theta,
+               weights->rope_factors);
     *out = t;
     return ST_OK;
 }

@@ -61,6 +61,7 @@ void weights_free(struct weights *weights)
         return;
     struct arena arena = {.memory = weights->memory, .size = weights->bytes};
     arena_release(&arena);
+    free(weights->rope_factors);
     free(weights->layers);
     free(weights);
 }

@@ -31,7 +31,8 @@ struct weights {
     real *out_norm; /* (C) */
     real *head;     /* (V, C); the same memory as embed when the head is tied */
     struct layer_weights *layers;
-    uint64_t bytes; /* of the one mapping behind all of it */
+    float *rope_factors; /* (D/2) each frequency is divided by its factor; NULL: none is */
+    uint64_t bytes;      /* of the one mapping behind all of it */
     void *memory;
 };
 

@@ -1,3 +1,4 @@
+#include "base/buf.h"
 #include "model/base.h"
 #include "model/weights.h"
 
@@ -35,6 +36,8 @@ enum status weights_load(const struct base *base, struct weights **out, struct e
         base_rows(base, BASE_UP, l, 0, F, layer->gate_up + F * C);
         base_rows(base, BASE_DOWN, l, 0, a->d_model, layer->down);
     }
+    if (base_rope_factors(base))
+        w->rope_factors = xmemdup(base_rope_factors(base), a->head_dim / 2 * sizeof *w->rope_factors);
     *out = w;
     return ST_OK;
 }

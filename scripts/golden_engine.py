@@ -8,7 +8,7 @@ Needs: pip install torch transformers peft gguf safetensors. The weights are f32
 itself 2e-5 nats off on this vocabulary.
 
 Adapters and check vectors are not stored: both sides make them from noise(), a hash of the index.
-  toys    llama, qwen2, qwen3: a random checkpoint of two layers, and for two samples the logits, the loss, the whole
+  toys    llama, llama3 (its RoPE scaling), qwen2, qwen3: a random checkpoint of two layers, and for two samples the logits, the loss, the whole
           gradient of the adapter (layout of adapter.h) and the losses of 50 AdamW steps
   smollm2 loss of two texts on the base; with an adapter the loss, and of every factor's gradient the norm and 16
           projections on vectors of random signs; the losses of 50 AdamW steps
@@ -184,7 +184,13 @@ def main():
     small = dict(vocab_size=40, hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=4,
                  num_key_value_heads=2, max_position_embeddings=64, rms_norm_eps=1e-5, rope_theta=1000.0,
                  bos_token_id=None, eos_token_id=None)
+    # of waves of 6, 35, 199 and 1,117 positions one stays, one is blended, two are stretched
+    scaled = {**small, "hidden_size": 32, "rope_parameters": {
+        "rope_type": "llama3", "rope_theta": 1000.0, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 64}}
+    del scaled["rope_theta"]
     toy("llama", LlamaForCausalLM, LlamaConfig(**small, tie_word_embeddings=False))
+    toy("llama3", LlamaForCausalLM, LlamaConfig(**scaled, tie_word_embeddings=True))
     toy("qwen2", Qwen2ForCausalLM, Qwen2Config(**small, tie_word_embeddings=True))
     toy("qwen3", Qwen3ForCausalLM, Qwen3Config(**small, head_dim=8, tie_word_embeddings=True))
     if len(sys.argv) > 1:

@@ -365,6 +365,39 @@ static void expect_refused(const char *path, enum status want, const char *word)
     base_close(base);
 }
 
+/* Llama 3's scaling, from the formula in config.json and from the factors in a GGUF. theta 1e4 and heads of 6: waves of 6, 135
+ * and 2,916 positions, below, between and above context / high and context / low. */
+static void test_llama3_rope_in_both_kinds_of_file(void)
+{
+    static const char scaling[] = ",\"rope_parameters\":{\"rope_type\":\"llama3\",\"factor\":8,\"low_freq_factor\":1,"
+                                  "\"high_freq_factor\":4,\"original_max_position_embeddings\":200}";
+    struct err err;
+    struct toy toy;
+    struct rng rng;
+    struct base *hf = NULL, *gguf = NULL;
+    char text[1024];
+    toy_make(&toy, ARCH_LLAMA, true);
+    const char *dir = toy_hf(&toy, false);
+    write_text(dir, "config.json", toy_config(&toy, scaling, text));
+    REQUIRE(EXPECT_ST(base_open(dir, &hf, &err), ST_OK, &err));
+    const float *f = base_rope_factors(hf);
+    REQUIRE(f != NULL);
+    double wave = 2 * 3.14159265358979323846 * 21.544346900318837, stays = (200 / wave - 1) / 3;
+    EXPECT(f[0] == 1 && f[2] == 8);
+    EXPECT_NEAR(f[1], 1 / ((1 - stays) / 8 + stays), 1e-6);
+
+    rng_seed(&rng, 9);
+    toy_add(&toy, &rng, -1, "rope_freqs.weight", "-", 0, HD / 2);
+    memcpy(toy.t[toy.n - 1].data, f, HD / 2 * sizeof *f);
+    REQUIRE(EXPECT_ST(base_open(toy_gguf(&toy, "scaled.gguf"), &gguf, &err), ST_OK, &err));
+    EXPECT(!memcmp(base_rope_factors(gguf), f, HD / 2 * sizeof *f));
+    base_close(gguf);
+    toy.t[toy.n - 1].data[1] = 0;
+    expect_refused(toy_gguf(&toy, "scaled.gguf"), ST_BAD_DATA, "number 1 of rope_freqs.weight");
+    base_close(hf);
+    toy_free(&toy);
+}
+
 static void test_gguf_refusals(void)
 {
     struct toy toy;
@@ -380,7 +413,7 @@ static void test_gguf_refusals(void)
     toy.extra_key = NULL;
     struct toy_tensor *last = &toy.t[toy.n - 1];
     snprintf(last->gguf, sizeof last->gguf, "rope_freqs.weight");
-    expect_refused(toy_gguf(&toy, "name.gguf"), ST_UNSUPPORTED, "rope_freqs");
+    expect_refused(toy_gguf(&toy, "name.gguf"), ST_UNSUPPORTED, "rope_freqs"); /* of the wrong shape */
     snprintf(last->gguf, sizeof last->gguf, "blk.0.attn_q.bias");
     expect_refused(toy_gguf(&toy, "name.gguf"), ST_UNSUPPORTED, "attn_q.bias");
     snprintf(last->gguf, sizeof last->gguf, "blk.2.ffn_down.weight");
@@ -409,7 +442,8 @@ static void test_hf_refusals(void)
                  {",\"rope_interleaved\":true", "rope_interleaved"},
                  {",\"partial_rotary_factor\":0.5", "partial_rotary_factor"},
                  {",\"quantization_config\":{}", "quantization_config"},
-                 {",\"rope_parameters\":{\"rope_type\":\"llama3\"}", "rope_parameters"},
+                 {",\"rope_parameters\":{\"rope_type\":\"yarn\"}", "rope_parameters"},
+                 {",\"rope_parameters\":{\"type\":\"linear\",\"factor\":2}", "rope_parameters"},
                  {",\"layer_types\":[\"full_attention\",\"sliding_attention\"]", "layer_types"}};
     struct toy toy;
     char text[1024];
@@ -419,6 +453,14 @@ static void test_hf_refusals(void)
         write_text(dir, "config.json", toy_config(&toy, cases[i].more, text));
         expect_refused(dir, ST_UNSUPPORTED, cases[i].word);
     }
+    write_text(dir, "config.json", toy_config(&toy, ",\"rope_parameters\":{\"rope_type\":\"llama3\"}", text));
+    expect_refused(dir, ST_BAD_DATA, "factor is missing");
+    write_text(dir, "config.json",
+               toy_config(&toy,
+                          ",\"rope_parameters\":{\"rope_type\":\"llama3\",\"factor\":8,\"low_freq_factor\":4,"
+                          "\"high_freq_factor\":4,\"original_max_position_embeddings\":16}",
+                          text));
+    expect_refused(dir, ST_BAD_DATA, "do not fit");
     write_text(dir, "config.json", "{\"architectures\":[\"MistralForCausalLM\"]}");
     expect_refused(dir, ST_UNSUPPORTED, "MistralForCausalLM");
     write_text(dir, "config.json", "{\"architectures\":[\"LlamaForCausalLM\"]}");
@@ -440,6 +482,7 @@ int main(void)
     RUN(test_quant_is_the_reference);
     RUN(test_real_base);
     RUN(test_toys_in_both_kinds_of_file);
+    RUN(test_llama3_rope_in_both_kinds_of_file);
     RUN(test_gguf_refusals);
     RUN(test_hf_refusals);
     return harness_end();

@@ -96,6 +96,8 @@ static struct trainer *new_trainer(const struct weights *w, const struct adapter
     struct trainer *t;
     trainer_defaults(shape, &config);
     config.lr = lr;
+    if (lr == 0) /* the gradient as it is */
+        config.clip = 0;
     config.weight_decay = 0.01f;
     config.rows_max = config.seq_max = rows;
     config.ops = ops;
@@ -156,7 +158,7 @@ static void check_toy(const char *name, enum ops_kind ops)
     EXPECT_EQ(pack_samples(g.samples, SAMPLES, 64, &packed), SAMPLES);
     check_logits(w, &shape, ops, block, &packed, floats(&g, "logits", (size_t)packed.n_rows * w->arch.vocab_size));
 
-    struct trainer *t = new_trainer(w, &shape, ops, 0, 64); /* rate 0: the gradient as it is */
+    struct trainer *t = new_trainer(w, &shape, ops, 0, 64);
     struct step_result r;
     trainer_set_adapter(t, block);
     EXPECT_ST(trainer_step(t, &packed, 1, &r, NULL, NULL, &err), ST_OK, &err);
@@ -184,7 +186,7 @@ static void check_toy(const char *name, enum ops_kind ops)
 
 static void test_toys(void)
 {
-    static const char *const names[] = {"llama", "qwen2", "qwen3"};
+    static const char *const names[] = {"llama", "llama3", "qwen2", "qwen3"};
     for (size_t i = 0; i < sizeof names / sizeof names[0]; i++) {
         check_toy(names[i], OPS_REF);
         check_toy(names[i], OPS_BLAS);
@@ -258,7 +260,6 @@ static void test_smollm2(void)
     EXPECT_EQ(pack_samples(g.samples, SAMPLES, 400, &packed), SAMPLES);
     EXPECT_ST(trainer_step(t, &packed, 1, &r, NULL, NULL, &err), ST_OK, &err);
     EXPECT_NEAR(r.loss, loss, 1e-5);
-    EXPECT(r.grad_norm < 1); /* not clipped */
     check_projections(&g, &shape, trainer_gradient(t));
     trainer_free(t);
     packed_release(&packed);

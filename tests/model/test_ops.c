@@ -90,7 +90,7 @@ static void test_norms_and_rope(void)
         free(a), free(b);
     }
     float *table = random_floats(20 * C), *a = copy(X, M * LD), *b = copy(X, M * LD);
-    rope_table(table, 20, C, 1e4);
+    rope_table(table, 20, C, 1e4, NULL);
     uint32_t position[M];
     for (uint32_t m = 0; m < M; m++)
         position[m] = (m * 7) % 20;
