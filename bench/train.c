@@ -1,11 +1,14 @@
 /* bench_train - tokens per second of LoRA training, beside what the machine's sgemm gives in the same minutes.
  *
- *     bench_train [--base FILE|DIR] [--threads N] [--samples S] [--seq T] [--steps K] [--json FILE]
+ *     bench_train [--base FILE|DIR] [--threads N] [--samples S] [--seq T] [--steps K] [--memory MB] [--json FILE]
  *
  * One step is S samples of T rows (default 4 of 512), rank 16 on all seven linears. Without --base the weights are
  * random in the shape of SmolLM2-135M: speed does not depend on their values. Steps and 2048^3 products take turns, so
  * that a busy neighbour slows both; the medians are compared. The fraction counts model FLOP only:
  * 4 P + 6 P_lora + 4 V C + 7 L H D T per token (scores are computed again in the backward).
+ *
+ * After the steps, every product of a step is done by itself, in the library's own threads. "products / step" is what is left
+ * to gain by anything that is no product; the CPU seconds say it on a busy machine too (waiting threads spin a little).
  */
 #include <cblas.h>
 #undef I /* cblas.h brings <complex.h> */
@@ -13,6 +16,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/resource.h>
+#include <time.h>
 
 #include "base/buf.h"
 #include "base/clock.h"
@@ -20,14 +24,32 @@
 #include "model/base.h"
 #include "model/trainer.h"
 
-enum { SGEMM = 2048, STEPS_MAX = 1000 };
+enum { SGEMM = 2048, STEPS_MAX = 1000, PRODUCTS_MAX = 128 };
+
+struct seconds {
+    double wall, cpu;
+};
+
+struct product { /* (M, N) over K, `times` times a step; op(A) op(B) as cblas has them */
+    CBLAS_TRANSPOSE ta, tb;
+    uint32_t M, N, K;
+    double times;
+};
+
+struct products {
+    struct product list[PRODUCTS_MAX];
+    uint32_t n;
+};
 
 struct bench {
     const char *base, *json;
-    uint32_t threads, samples, seq, steps;
+    uint32_t threads, samples, seq, steps, memory_mb;
+    struct trainer_config config;
+    struct memory_plan plan;
     struct weights *weights;
     struct trainer *trainer;
-    struct packed packed;
+    struct packed batches[4096];
+    uint32_t n_batches;
     float *a, *b, *c; /* SGEMM squared */
 };
 
@@ -77,15 +99,16 @@ static void prepare(struct bench *b)
 {
     struct err err;
     struct adapter_shape shape;
-    struct trainer_config config;
     const struct arch *arch = &b->weights->arch;
     if (adapter_shape_of(arch, 16, 32, LORA_ALL, &shape, &err) != ST_OK)
         fail(&err);
-    trainer_defaults(&shape, &config);
-    config.threads = b->threads;
-    config.seq_max = b->seq;
-    config.rows_max = b->samples * b->seq;
-    if (trainer_new(b->weights, &config, &b->trainer, &err) != ST_OK)
+    trainer_defaults(&shape, &b->config);
+    b->config.threads = b->threads;
+    b->config.seq_max = b->seq;
+    b->config.rows_max = b->samples * b->seq;
+    b->config.memory_max = (uint64_t)b->memory_mb * 1000000;
+    if (trainer_fit(arch, &b->config, &b->plan, &err) != ST_OK ||
+        trainer_new(b->weights, &b->config, &b->trainer, &err) != ST_OK)
         fail(&err);
     size_t n = adapter_floats(&shape);
     float *block = xmalloc(n * sizeof *block);
@@ -95,14 +118,15 @@ static void prepare(struct bench *b)
 
     struct rng rng;
     rng_seed(&rng, 2);
-    uint32_t *tokens = xmalloc((size_t)config.rows_max * 2 * sizeof *tokens);
+    uint32_t *tokens = xmalloc((size_t)b->samples * b->seq * 2 * sizeof *tokens);
     struct sample *samples = xcalloc(b->samples, sizeof *samples);
     for (uint32_t s = 0; s < b->samples; s++) {
         samples[s] = (struct sample){tokens + (size_t)s * (b->seq + 1), NULL, b->seq + 1};
         for (uint32_t i = 0; i <= b->seq; i++)
             tokens[(size_t)s * (b->seq + 1) + i] = (uint32_t)rng_below(&rng, arch->vocab_size);
     }
-    pack_samples(samples, b->samples, config.rows_max, &b->packed);
+    for (uint32_t at = 0; at < b->samples;)
+        at += pack_samples(samples + at, b->samples - at, b->config.rows_max, &b->batches[b->n_batches++]);
     free(samples);
     free(tokens);
     b->a = xmalloc(sizeof(float) * SGEMM * SGEMM);
@@ -133,14 +157,105 @@ static double sgemm_seconds(const struct bench *b)
     return seconds;
 }
 
-static double step_seconds(struct bench *b)
+static struct seconds now(void)
+{
+    struct timespec t;
+    clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &t);
+    return (struct seconds){clock_s(), (double)t.tv_sec + 1e-9 * (double)t.tv_nsec};
+}
+
+static struct seconds step_seconds(struct bench *b)
 {
     struct err err;
     struct step_result r;
-    double begin = clock_s();
-    if (trainer_step(b->trainer, &b->packed, 1, &r, NULL, NULL, &err) != ST_OK)
+    struct seconds begin = now();
+    if (trainer_step(b->trainer, b->batches, b->n_batches, &r, NULL, NULL, &err) != ST_OK)
         fail(&err);
-    return clock_s() - begin;
+    struct seconds end = now();
+    return (struct seconds){end.wall - begin.wall, end.cpu - begin.cpu};
+}
+
+static void add(struct products *p, CBLAS_TRANSPOSE ta, CBLAS_TRANSPOSE tb, uint32_t M, uint32_t N, uint32_t K,
+                double times)
+{
+    if (p->n < PRODUCTS_MAX && times > 0)
+        p->list[p->n++] = (struct product){ta, tb, M, N, K, times};
+}
+
+/* One linear layer of `n` adapted modules, stacked: forward, dX, and what its LoRAs take (U, dU, dA, dB; the merged weight
+ * twice). */
+static void add_linear(struct products *p, uint32_t M, uint32_t in, uint32_t out, uint32_t n, uint32_t R, double times)
+{
+    add(p, CblasNoTrans, CblasTrans, M, out, in, times);
+    add(p, CblasNoTrans, CblasNoTrans, M, in, out, times);
+    add(p, CblasNoTrans, CblasTrans, M, n * R, in, times);
+    add(p, CblasNoTrans, CblasNoTrans, M, R, out / n, n * times);
+    add(p, CblasTrans, CblasNoTrans, R, in, M, n * times);
+    add(p, CblasTrans, CblasNoTrans, out / n, R, M, n * times);
+    add(p, CblasNoTrans, CblasNoTrans, out, in, R, 2 * times);
+}
+
+/* What one step multiplies with checkpoint=none: transformer.c, lora.c, loss.c, and ops_blas.c for the attention. */
+static void products_of(const struct bench *b, struct products *p)
+{
+    enum { PIECE = 341, BLOCK = 64 };
+    const struct arch *a = &b->weights->arch;
+    uint32_t C = a->d_model, D = a->head_dim, Q = a->n_heads * D, KV = a->n_kv_heads * D,
+             G = a->n_heads / a->n_kv_heads;
+    uint32_t M = b->batches[0].n_rows, R = 16;
+    double layers = (double)a->n_layers * b->n_batches, rows = (double)b->samples * b->seq;
+    add_linear(p, M, C, Q + 2 * KV, 3, R, layers);
+    add_linear(p, M, Q, C, 1, R, layers);
+    add_linear(p, M, C, 2 * a->d_ff, 2, R, layers);
+    add_linear(p, M, a->d_ff, C, 1, R, layers);
+    add(p, CblasNoTrans, CblasTrans, PIECE, a->vocab_size, C, rows / PIECE);
+    add(p, CblasNoTrans, CblasNoTrans, PIECE, C, a->vocab_size, rows / PIECE);
+    double tiles = (double)a->n_layers * b->samples * a->n_kv_heads;
+    for (uint32_t keys = BLOCK; keys <= b->seq && p->n + 3 <= PRODUCTS_MAX; keys += BLOCK) {
+        add(p, CblasNoTrans, CblasTrans, G * BLOCK, keys, D, 3 * tiles);
+        add(p, CblasNoTrans, CblasNoTrans, G * BLOCK, D, keys, 2 * tiles);
+        add(p, CblasTrans, CblasNoTrans, keys, D, G * BLOCK, 2 * tiles);
+    }
+}
+
+/* The whole list once, each product timed alone over a few repetitions. */
+static struct seconds products_seconds(const struct bench *b)
+{
+    static struct products p;
+    struct seconds sum = {0, 0};
+    size_t largest = 0;
+    p.n = 0;
+    products_of(b, &p);
+    for (uint32_t i = 0; i < p.n; i++) {
+        size_t M = p.list[i].M, N = p.list[i].N, K = p.list[i].K;
+        largest = M * K > largest ? M * K : largest;
+        largest = N * K > largest ? N * K : largest;
+        largest = M * N > largest ? M * N : largest;
+    }
+    float *A = xcalloc(largest, sizeof *A), *B = xcalloc(largest, sizeof *B), *Y = xcalloc(largest, sizeof *Y);
+    for (size_t i = 0; i < largest; i++)
+        A[i] = B[i] = 1.0f / (float)(1 + i % 97);
+    openblas_set_num_threads((int)b->threads);
+    for (uint32_t i = 0; i < p.n; i++) {
+        const struct product *x = &p.list[i];
+        bool ta = x->ta == CblasTrans, tb = x->tb == CblasTrans;
+        double flop = 2.0 * x->M * x->N * x->K;
+        int n = flop > 1e9 ? 2 : 2 + (int)(1e8 / flop);
+        n = n > 200 ? 200 : n;
+        struct seconds begin = {0, 0};
+        for (int k = 0; k <= n; k++) { /* the first is not counted */
+            if (k == 1)
+                begin = now();
+            cblas_sgemm(CblasRowMajor, x->ta, x->tb, (int)x->M, (int)x->N, (int)x->K, 1, A, (int)(ta ? x->M : x->K), B,
+                        (int)(tb ? x->K : x->N), 0, Y, (int)x->N);
+        }
+        struct seconds end = now();
+        sum.wall += (end.wall - begin.wall) / n * x->times;
+        sum.cpu += (end.cpu - begin.cpu) / n * x->times;
+    }
+    openblas_set_num_threads(1);
+    free(A), free(B), free(Y);
+    return sum;
 }
 
 static int ascending(const void *a, const void *b)
@@ -155,31 +270,31 @@ static double median(double *x, uint32_t n)
     return x[n / 2];
 }
 
-static void report(const struct bench *b, double *steps, double *products)
+static double rows_of(const struct bench *b)
 {
-    struct adapter_shape shape;
-    struct memory_plan plan;
-    struct trainer_config config;
-    struct rusage usage;
+    return (double)b->samples * b->seq;
+}
+
+static void report(const struct bench *b, double *steps, double *step_cpu, double *products, double peak)
+{
     char fingerprint[512];
     const struct arch *arch = &b->weights->arch;
-    adapter_shape_of(arch, 16, 32, LORA_ALL, &shape, NULL);
-    trainer_defaults(&shape, &config);
-    config.seq_max = b->seq;
-    config.rows_max = b->packed.n_rows;
-    config.threads = b->threads;
-    trainer_plan(arch, &config, &plan, NULL);
-    trainer_fingerprint(b->trainer, fingerprint, sizeof fingerprint);
-    getrusage(RUSAGE_SELF, &usage);
-    double rate = b->packed.n_rows / median(steps, b->steps), gflop = gflop_per_token(arch, &shape, b->seq);
-    double sgemm = 2e-9 * SGEMM * SGEMM * SGEMM / median(products, b->steps);
     double sgemm_bytes = 3.0 * SGEMM * SGEMM * sizeof(float);
-    double rss = ((double)usage.ru_maxrss * 1024 - sgemm_bytes) / 1e6; /* the yardstick's matrices are not ours */
+    double rss = (peak - sgemm_bytes) / 1e6; /* the yardstick's matrices are not ours */
+    struct seconds alone = products_seconds(b);
+    trainer_fingerprint(b->trainer, fingerprint, sizeof fingerprint);
+    double step = median(steps, b->steps), cpu = median(step_cpu, b->steps);
+    double rate = rows_of(b) / step, gflop = gflop_per_token(arch, &b->config.shape, b->seq);
+    double sgemm = 2e-9 * SGEMM * SGEMM * SGEMM / median(products, b->steps);
     printf("%s\n", fingerprint);
     printf("%u x %u rows   %.0f tokens/s   %.3f GFLOP/token   %.1f GFLOP/s\n", b->samples, b->seq, rate, gflop,
            rate * gflop);
     printf("sgemm %d^3   %.1f GFLOP/s   fraction %.3f\n", SGEMM, sgemm, rate * gflop / sgemm);
-    printf("peak memory %.0f MB (planned %.0f MB)\n", rss, (double)plan.total / 1e6);
+    if (b->config.checkpoint == CHECKPOINT_NONE)
+        printf("products alone %.2f s of a step's %.2f s: products / step %.3f, in CPU seconds %.3f\n", alone.wall,
+               step, alone.wall / step, alone.cpu / cpu);
+    printf("peak memory %.0f MB, planned %.0f MB: %+.1f %%\n", rss, (double)b->plan.total / 1e6,
+           100 * (rss * 1e6 / (double)b->plan.total - 1));
     if (!b->json)
         return;
     struct buf out = {0};
@@ -187,9 +302,10 @@ static void report(const struct bench *b, double *steps, double *products)
     buf_printf(&out,
                "{\"bench\": \"train\", \"fingerprint\": \"%s\", \"samples\": %u, \"seq\": %u, \"threads\": %u, "
                "\"steps\": %u, \"tokens_per_s\": %.1f, \"gflop_per_token\": %.4f, \"sgemm_gflops\": %.1f, "
-               "\"fraction\": %.4f, \"peak_mb\": %.0f, \"planned_mb\": %.0f}\n",
-               fingerprint, b->samples, b->seq, b->threads, b->steps, rate, gflop, sgemm, rate * gflop / sgemm, rss,
-               (double)plan.total / 1e6);
+               "\"fraction\": %.4f, \"products_per_step\": %.4f, \"products_per_step_cpu\": %.4f, \"peak_mb\": %.0f, "
+               "\"planned_mb\": %.0f}\n",
+               fingerprint, b->samples, b->seq, b->threads, b->steps, rate, gflop, sgemm, rate * gflop / sgemm,
+               alone.wall / step, alone.cpu / cpu, rss, (double)b->plan.total / 1e6);
     if (file_write_durable(b->json, out.data, out.len, 0644, &err) != ST_OK)
         fail(&err);
     buf_release(&out);
@@ -209,8 +325,8 @@ static uint32_t number(const char *s, uint32_t max)
 
 int main(int argc, char **argv)
 {
-    static double steps[STEPS_MAX], products[STEPS_MAX];
-    struct bench b = {.threads = 2, .samples = 4, .seq = 512, .steps = 3};
+    static double steps[STEPS_MAX], cpu[STEPS_MAX], products[STEPS_MAX];
+    static struct bench b = {.threads = 2, .samples = 4, .seq = 512, .steps = 3};
     for (int i = 1; i < argc; i += 2) {
         const char *value = i + 1 < argc ? argv[i + 1] : "";
         if (!strcmp(argv[i], "--base"))
@@ -223,11 +339,13 @@ int main(int argc, char **argv)
             b.samples = number(value, 4096);
         else if (!strcmp(argv[i], "--seq"))
             b.seq = number(value, 8192);
+        else if (!strcmp(argv[i], "--memory"))
+            b.memory_mb = number(value, 1 << 20);
         else if (!strcmp(argv[i], "--steps"))
             b.steps = number(value, STEPS_MAX);
         else {
             fprintf(stderr, "usage: bench_train [--base FILE] [--threads N] [--samples S] [--seq T] [--steps K] "
-                            "[--json FILE]\n");
+                            "[--memory MB] [--json FILE]\n");
             return 2;
         }
     }
@@ -238,10 +356,15 @@ int main(int argc, char **argv)
     sgemm_seconds(&b);
     for (uint32_t i = 0; i < b.steps; i++) {
         products[i] = sgemm_seconds(&b);
-        steps[i] = step_seconds(&b);
+        struct seconds step = step_seconds(&b);
+        steps[i] = step.wall;
+        cpu[i] = step.cpu;
     }
-    report(&b, steps, products);
-    packed_release(&b.packed);
+    struct rusage usage;
+    getrusage(RUSAGE_SELF, &usage);
+    report(&b, steps, cpu, products, (double)usage.ru_maxrss * 1024);
+    for (uint32_t i = 0; i < b.n_batches; i++)
+        packed_release(&b.batches[i]);
     trainer_free(b.trainer);
     weights_free(b.weights);
     free(b.a), free(b.b), free(b.c);
