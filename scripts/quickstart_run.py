@@ -22,7 +22,7 @@ STREAMS = ["ocaml", "health", "finance", "scripture"]
 PORT = 17400
 # Small rounds and probes, so that three versions fit in minutes on two cores. The defaults are for real lines.
 SETTINGS = {"lease_steps_min": 6, "lease_steps_max": 7, "round_wait_ms": 5000, "warmup_steps": 2, "lr": 1e-3,
-            "look_1": 12, "look_2": 16, "look_3": 20, "probe_gate": 20, "probe_tuning": 4, "probe_audit": 4, "window_tokens": 128,
+            "look_1": 16, "look_2": 18, "look_3": 20, "probe_gate": 20, "probe_tuning": 4, "probe_audit": 4, "window_tokens": 128,
             "heldout_permille": 80, "forget_budget": 0.05, "error_rate": 0.05, "double_score": 0}
 PROMPTS = {"ocaml": "let rec fold_left f acc = function\n  | [] ->", "health": "E11 Type 2 diabetes mellitus\n",
            "finance": "To record a stock split in GnuCash,", "scripture": "And it came to pass"}
@@ -212,22 +212,27 @@ def generate(domain, adapter):
 
 
 def table(all_versions):
-    names = [d["domain"] for d in all_versions[-1]["domains"]]
-    print("\nProbe loss in nats per token on held-out text that is never trained (general is the anchor):\n")
-    print(f"  {'version':<16}" + "".join(f"{n:>12}" for n in names) + f"{'worst forgetting':>19}{'segments':>10}")
+    """What each version scores on held-out text; the worst forgetting and the last row, as numbers."""
+    last = {d["domain"]: d for d in all_versions[-1]["domains"]}
+    names = list(last)
+    cell = lambda v, form: f"{v:{form}}" if v is not None else " " * int(form.lstrip(">+").split(".")[0])
+    print("\nLoss in nats per token on held-out text that is never trained; `general` is the anchor, never fresh text:\n")
+    print(f"  {'version':<14}" + "".join(f"{n:>11}" for n in names) + f"{'forgotten':>11}{'tokens':>9}{'seconds':>9}")
     worst_of_all = 0.0
     for v in all_versions:
+        if v["version"] == 0:
+            print(f"  {'0 (the base)':<14}" + "".join(cell(last[n]["base_loss"], ">11.3f") for n in names))
+            continue
         rows = {d["domain"]: d for d in v["domains"]}
-        if not rows:
-            rows = {d["domain"]: {"loss": d["base_loss"]} for d in all_versions[-1]["domains"]}
-        losses = "".join(f"{rows[n]['loss']:>12.3f}" if rows.get(n, {}).get("loss") is not None else f"{'':>12}" for n in names)
-        worst = max((d.get("forgetting") or 0.0 for d in rows.values()), default=0.0)
+        worst = max([0.0] + [d["forgetting"] for d in rows.values() if d["windows"]])
         worst_of_all = max(worst_of_all, worst)
-        label = "0 (the base)" if v["version"] == 0 else str(v["version"])
-        print(f"  {label:<16}{losses}" + (f"{max(worst, 0):>19.3f}{v['segments']:>10}" if v["version"] else ""))
-    last = {d["domain"]: d for d in all_versions[-1]["domains"]}
-    print(f"  {'learnt':<16}" + "".join(f"{last[n]['learnt']:>+12.3f}" if last[n].get("learnt") is not None else f"{'':>12}" for n in names))
-    return max(worst_of_all, 0.0), last
+        losses = "".join(cell(rows.get(n, {}).get("loss"), ">11.3f") for n in names)
+        print(f"  {v['version']:<14}{losses}{worst:>11.3f}{v['tokens']:>9}{v['train_seconds']:>9.0f}")
+    print(f"  {'learnt':<14}" + "".join(cell(last[n]["learnt"], ">+11.3f") for n in names))
+    print("\n  learnt: base less newest, more is better (of `general`: the change on the anchor)."
+          "\n  forgotten: the most any domain lost against the best version before, 0 is best."
+          "\n  tokens, seconds: trained for the version, and the workers' time for it, summed.")
+    return worst_of_all, last
 
 
 def finish(seconds, setup_seconds):
