@@ -12,6 +12,7 @@
 #include <jansson.h>
 #include <stdbool.h>
 #include <stdlib.h>
+#include <stdio.h>
 #include <string.h>
 
 #include "adapter/mapping.h"
@@ -73,7 +74,7 @@ static enum status read_entry(const struct safetensors *f, const char *name, con
     unsigned size = dtype_bytes(json_string_value(dtype));
     if (!size)
         return err_set(err, ST_UNSUPPORTED, "%s: tensor %.200s has an unknown dtype", f->name, name);
-    strcpy(t->dtype, json_string_value(dtype)); /* a known one: it fits */
+    snprintf(t->dtype, sizeof t->dtype, "%s", json_string_value(dtype)); /* a known one: it fits */
     if (json_array_size(shape) > SAFETENSORS_RANK_MAX)
         return err_set(err, ST_LIMIT, "%s: tensor %.200s has %zu dimensions, at most %d", f->name, name,
                        json_array_size(shape), SAFETENSORS_RANK_MAX);

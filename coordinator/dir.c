@@ -3,7 +3,7 @@
  *   line.json     {"format":1,"line":NAME,"rank":N,"alpha":N,"targets":N,"address":HOST,"port":N}
  *   root.key      64 bytes, ed25519 secret key        release.key   the same
  *   release.cert  32 bytes root public key, 32 bytes release public key, CERT_LEN bytes certificate (manifest.h)
- *   seed          16 bytes
+ *   seed          16 bytes, then the first 8 bytes of their BLAKE2b-256: another seed would split and replay differently
  *   lock          the pid of who holds the flock, as text
  */
 #include "coordinator/dir.h"
@@ -25,7 +25,7 @@
 #include "net/join.h"
 
 static const char UNFINISHED[] = "init-unfinished";
-enum { LINE_FORMAT = 1, SMALL_FILE_MAX = 1 << 16, CARD_FILE_MAX = 1 << 16 };
+enum { LINE_FORMAT = 1, SMALL_FILE_MAX = 1 << 16, CARD_FILE_MAX = 1 << 16, SEED_FILE_LEN = SIP_KEY_LEN + 8 };
 
 enum status line_dir_path(const struct line_dir *dir, const char *name, char out[DIR_PATH_SIZE], struct err *err)
 {
@@ -214,6 +214,24 @@ static enum status write_settings(const struct line_dir *dir, struct err *err)
     return st;
 }
 
+static void seal_seed(const struct sip_key *seed, uint8_t out[SEED_FILE_LEN])
+{
+    struct digest check;
+    hash_blake2b(seed->b, SIP_KEY_LEN, &check);
+    memcpy(out, seed->b, SIP_KEY_LEN);
+    memcpy(out + SIP_KEY_LEN, check.b, SEED_FILE_LEN - SIP_KEY_LEN);
+}
+
+static enum status write_seed(struct line_dir *dir, struct err *err)
+{
+    uint8_t file[SEED_FILE_LEN];
+    random_bytes(dir->seed.b, sizeof dir->seed.b);
+    seal_seed(&dir->seed, file);
+    enum status st = write_secret(dir, "seed", file, sizeof file, err);
+    sodium_memzero(file, sizeof file);
+    return st;
+}
+
 static enum status write_signing_keys(struct line_dir *dir, struct err *err)
 {
     struct sign_secret root;
@@ -289,9 +307,8 @@ enum status line_dir_create(const struct coordinator_init_options *options, stru
         st = begin(&dir, err);
     if (st)
         goto done;
-    random_bytes(dir.seed.b, sizeof dir.seed.b);
     card_encode(&dir.card, &card);
-    st = write_secret(&dir, "seed", dir.seed.b, sizeof dir.seed.b, err);
+    st = write_seed(&dir, err);
     if (!st)
         st = write_file(&dir, "card.bin", card.data, card.len, 0644, err);
     if (!st)
@@ -330,9 +347,10 @@ static enum status read_identity(struct line_dir *dir, struct err *err)
     enum status st = line_dir_path(dir, "line.json", path, err);
     if (!st)
         st = file_read(path, SMALL_FILE_MAX, &b, err);
-    if (st)
-        return st == ST_NOT_FOUND ? err_set(err, ST_NOT_FOUND, "%s holds no line; `alluvium init` makes one", dir->path)
-                                  : st;
+    if (st) {
+        buf_release(&b);
+        return st;
+    }
     json_t *j = json_loadb((const char *)b.data, b.len, JSON_REJECT_DUPLICATES, &at);
     if (!j || json_unpack_ex(j, &at, JSON_STRICT, "{s:i,s:s,s:I,s:I,s:I,s:s,s:I}", "format", &format, "line", &line,
                              "rank", &rank, "alpha", &alpha, "targets", &targets, "address", &address, "port", &port))
@@ -393,11 +411,24 @@ static enum status read_signing_keys(struct line_dir *dir, struct err *err)
     st = read_exact(dir, "release.key", true, dir->release_secret.b, SIGN_SECRET_LEN, err);
     if (st)
         return st;
-    struct sign_public real;
-    sign_public_of(&dir->release_secret, &real);
-    if (memcmp(real.b, dir->release.b, SIGN_PUBLIC_LEN))
+    if (!sign_is_pair(&dir->release_secret, &dir->release))
         return err_set(err, ST_CONFIG, "%s: release.key is not the key that release.cert certifies", dir->path);
     return cert_verify(&dir->root, &dir->line, &dir->release, dir->cert, CERT_LEN, 0, err);
+}
+
+static enum status read_seed(struct line_dir *dir, struct err *err)
+{
+    uint8_t file[SEED_FILE_LEN], sound[SEED_FILE_LEN];
+    enum status st = read_exact(dir, "seed", true, file, sizeof file, err);
+    if (st)
+        return st;
+    memcpy(dir->seed.b, file, SIP_KEY_LEN);
+    seal_seed(&dir->seed, sound);
+    if (memcmp(file, sound, sizeof file))
+        st = err_set(err, ST_CORRUPT, "%s/seed is damaged: restore it", dir->path);
+    sodium_memzero(file, sizeof file);
+    sodium_memzero(sound, sizeof sound);
+    return st;
 }
 
 enum status line_dir_open(const char *path, struct line_dir *out, struct err *err)
@@ -413,6 +444,9 @@ enum status line_dir_open(const char *path, struct line_dir *out, struct err *er
         return err_set(err, ST_CONFIG, "%s: its init was not finished; run `alluvium init` again", path);
     if (!exists(&dir, "line.json"))
         return err_set(err, ST_NOT_FOUND, "%s holds no line; `alluvium init` makes one", path);
+    if (!exists(&dir,
+                "keys.json")) /* the key table itself begins empty: nobody could come in, and nobody would know why */
+        return err_set(err, ST_NOT_FOUND, "%s/keys.json is missing: restore it", path);
     st = take_lock(&dir, err);
     if (!st)
         st = read_card(&dir, err);
@@ -421,7 +455,7 @@ enum status line_dir_open(const char *path, struct line_dir *out, struct err *er
     if (!st)
         st = read_settings(&dir, err);
     if (!st)
-        st = read_exact(&dir, "seed", true, dir.seed.b, sizeof dir.seed.b, err);
+        st = read_seed(&dir, err);
     if (!st)
         st = read_signing_keys(&dir, err);
     if (!st)

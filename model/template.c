@@ -2,6 +2,7 @@
  * reference parses the rendered string; so a token may begin in the newline and end in the content. */
 #include "model/template.h"
 
+#include <stdio.h>
 #include <string.h>
 
 #include "base/check.h"
@@ -73,9 +74,9 @@ static void put_special(struct render *r, uint32_t id, bool learn)
 static enum status put_message(struct render *r, enum chat_role role, const char *content, size_t len)
 {
     bool learn = role == CHAT_ASSISTANT;
-    char head[16] = "";
+    char head[16];
     CHECK(role >= CHAT_SYSTEM && role <= CHAT_ASSISTANT);
-    strcat(strcat(head, role_names[role]), "\n");
+    snprintf(head, sizeof head, "%s\n", role_names[role]);
     put_special(r, r->start, false);
     enum status st = put_text(r, head, content, len, learn);
     if (st)

@@ -227,7 +227,7 @@ struct state_id {
 struct state_version {
     uint64_t parent, round, rollback_of, created_s;
     uint64_t tokens, train_ms; /* trained for it by all workers together */
-    struct bytes manifest; /* borrowed after decoding */
+    struct bytes manifest;     /* borrowed after decoding */
     uint8_t signature[SIGNATURE_LEN];
     struct version_files files;
     uint32_t n_domains;
