@@ -149,7 +149,9 @@ struct sign_secret { /* wipe with sign_wipe() */
 };
 
 void sign_keypair(struct sign_public *public_key, struct sign_secret *secret);
-void sign_public_of(const struct sign_secret *secret, struct sign_public *out);
+/* Is the secret, every byte of it, the one of this public key? Ask of a key that comes from disk: a damaged one signs, but what
+ * it signs does not verify. */
+bool sign_is_pair(const struct sign_secret *secret, const struct sign_public *public_key);
 void sign_wipe(struct sign_secret *secret);
 
 /* Root says: this key releases for this line until not_after_s (Unix time; 0: no end). cert = u64 not_after | signature

@@ -18,9 +18,14 @@ void sign_keypair(struct sign_public *public_key, struct sign_secret *secret)
     CHECK(crypto_sign_keypair(public_key->b, secret->b) == 0);
 }
 
-void sign_public_of(const struct sign_secret *secret, struct sign_public *out)
+bool sign_is_pair(const struct sign_secret *secret, const struct sign_public *public_key)
 {
-    CHECK(crypto_sign_ed25519_sk_to_pk(out->b, secret->b) == 0);
+    struct sign_public real;
+    struct sign_secret whole; /* from the first half, which signs; the second is a copy of the public key */
+    CHECK(crypto_sign_seed_keypair(real.b, whole.b, secret->b) == 0);
+    bool same = !memcmp(real.b, public_key->b, sizeof real.b) && !sodium_memcmp(whole.b, secret->b, sizeof whole.b);
+    sign_wipe(&whole);
+    return same;
 }
 
 void sign_wipe(struct sign_secret *secret)

@@ -69,7 +69,15 @@ const struct verb_info *verb_find(uint16_t verb)
 bool verb_allowed(uint16_t verb, enum plane plane, enum role role)
 {
     const struct verb_info *info = verb_find(verb);
-    return info && (info->planes & ON(plane)) && (info->roles & (unsigned)role);
+    if (!info || !(info->planes & ON(plane)) || !(info->roles & (unsigned)role))
+        return false;
+    if (info->planes != EVERYWHERE)
+        return true;
+    /* What is said everywhere is for those with business on this plane: to be greeted as a worker is to be told the seed. */
+    for (unsigned i = 0; i < sizeof table / sizeof table[0]; i++)
+        if (table[i].planes == ON(plane) && (table[i].roles & (unsigned)role))
+            return true;
+    return false;
 }
 
 const char *role_name(enum role role)

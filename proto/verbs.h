@@ -62,7 +62,7 @@ struct verb_info {
 const struct verb_info *verb_find(uint16_t verb);
 const struct verb_info *verb_table(unsigned *n);
 
-/* May a peer of `role` send `verb` on `plane`? Replies: never. */
+/* May a peer of `role` send `verb` on `plane`? Replies: never. A verb of every plane: where the role has another, too. */
 bool verb_allowed(uint16_t verb, enum plane plane, enum role role);
 
 const char *role_name(enum role role); /* "producer", "worker", "subscriber", "operator" */

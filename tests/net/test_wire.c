@@ -53,18 +53,22 @@ static double counted(struct rig *rig, const char *plane, const char *result)
         metrics_counter(rig->metrics, "alluvium_frames_total", "", "plane", plane, "result", result, NULL));
 }
 
-static void test_known_key_passes_on_every_plane(void)
+static void test_known_key_passes_on_the_planes_of_its_role(void)
 {
     struct rig rig;
     struct err err = {{0}};
     rig_start(&rig, NULL, say_hello, NULL);
-    struct join join = rig_join(&rig, "pool-a", ROLE_WORKER, NULL);
+    struct join pool = rig_join(&rig, "pool-a", ROLE_WORKER, NULL), team = rig_join(&rig, "team", ROLE_OPERATOR, NULL);
     for (int p = 0; p < PLANES; p++) {
         char name[NAME_MAX_LEN + 1] = "";
-        EXPECT_ST(hello_to(&rig, &join, p, LONG_MS, name, &err), ST_OK, &err);
-        EXPECT_STR(name, "pool-a"); /* the name is the table's, not the message's */
+        const struct join *join = p == PLANE_WORK ? &pool : &team;
+        EXPECT_ST(hello_to(&rig, join, p, LONG_MS, name, &err), ST_OK, &err);
+        EXPECT_STR(name, join->name.s); /* the name is the table's, not the message's */
         EXPECT_EQ(counted(&rig, plane_name(p), "ok"), 1);
     }
+    struct join feed = rig_join(&rig, "feed", ROLE_PRODUCER, NULL);
+    EXPECT_ST(hello_to(&rig, &feed, PLANE_WORK, LONG_MS, NULL, &err), ST_DENIED, &err);
+    EXPECT(strstr(err.text, "producer feed may not say hello on work") != NULL);
     rig_stop(&rig);
 }
 
@@ -527,7 +531,7 @@ static void test_pipelining(void)
 int main(void)
 {
     hash_start();
-    RUN(test_known_key_passes_on_every_plane);
+    RUN(test_known_key_passes_on_the_planes_of_its_role);
     RUN(test_same_machine);
     RUN(test_unknown_key_is_refused_with_words);
     RUN(test_wrong_server_key);
