@@ -21,9 +21,9 @@ import time
 ALLUVIUM, SOURCE, BUILD = sys.argv[1:4]
 BASE = os.environ.get("ALLUVIUM_BASE_GGUF") or os.path.join(SOURCE, "build", "cache", "SmolLM2-135M-Instruct.Q4_1.gguf")
 HOME = tempfile.mkdtemp(prefix="alluvium-line-")
-SETTINGS = {"step_tokens": 64, "seq_tokens": 64, "lease_steps_min": 2, "lease_steps_max": 8, "segment_bytes": 512, "round_wait_ms": 1000,
+SETTINGS = {"step_tokens": 128, "seq_tokens": 128, "lease_steps_min": 2, "lease_steps_max": 6, "segment_bytes": 512, "round_wait_ms": 1000,
             "lease_silence_ms": 20000, "warmup_steps": 1, "lr": 2e-4, "look_1": 16, "look_2": 16, "look_3": 16, "probe_gate": 16,
-            "probe_tuning": 0, "probe_audit": 0, "heldout_permille": 400, "window_tokens": 16, "forget_budget": 1,
+            "probe_tuning": 0, "probe_audit": 0, "heldout_permille": 500, "window_tokens": 16, "forget_budget": 1,
             "double_score": 0, "rank": 4, "alpha": 8, "lease_attempts": 20}
 failures = expectations = 0
 BEGAN = time.monotonic()
@@ -121,15 +121,15 @@ def counts_once(status):
 def main():
     port = free_ports()
     settings = [w for k, v in SETTINGS.items() for w in ("--set", f"{k}={v}")]
-    run("init", "-C", path("line"), "--base", BASE, "--anchor", jsonl("anchor", "*/*.h", 120), "--line", "test", "--port", str(port), *settings)
+    run("init", "-C", path("line"), "--base", BASE, "--anchor", jsonl("anchor", "*/*.h", 60), "--line", "test", "--port", str(port), *settings)
     for role, name in (("worker", "pool"), ("producer", "feeds"), ("subscriber", "server")):
         run("keys", "add", role, name, "-C", path("line"), "--out", path(name + ".join"), "--port", str(port))
     coordinator = Process("coordinator", "coordinator", "-C", path("line"), "--port", str(port), "--http-port", "0")
     wait("the coordinator", lambda: ask("status"))
     workers = [Process(f"worker-{i}", "worker", "--join", path("pool.join"), "--base", BASE, "--dir", path(f"worker-{i}"), "--threads", "1",
-                       "--micro-rows", "64") for i in (1, 2)]
+                       "--micro-rows", "128") for i in (1, 2)]
     subscriber = Process("subscriber", "subscribe", "--join", path("server.join"), "--follow", "latest", "--dir", path("adapters"))
-    streams = {"code": jsonl("code", "model/*.c", 60), "scripts": jsonl("scripts", "scripts/*", 60)}
+    streams = {"code": jsonl("code", "model/*.c", 44), "scripts": jsonl("scripts", "scripts/*", 44)}
     for domain, file in streams.items():
         run("domains", "set", domain, "-C", path("line"))
         run("push", domain, file, "--join", path("feeds.join"), "--quiet")

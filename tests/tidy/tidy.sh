@@ -11,7 +11,7 @@ say() { echo "tidy: $1"; bad=1; }
 
 command -v clang-format >/dev/null || { echo "tidy: clang-format is missing (scripts/packages test)" >&2; exit 2; }
 while IFS= read -r f; do say "$f: not formatted (clang-format -i $f)"; done < <(
-  for f in "${files[@]}"; do clang-format "$f" | cmp -s - "$f" || echo "$f"; done)
+  clang-format --dry-run -Werror "${files[@]}" 2>&1 | sed -n 's/^\([^: ]*\):.*error:.*/\1/p' | sort -u)
 
 offences() { # offences WHY REGEX [FILES...]: code only; a line may say "tidy: allowed" with its reason
   local why=$1 regex=$2; shift 2
