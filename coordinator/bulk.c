@@ -141,10 +141,30 @@ static struct upload *find_upload(struct bulk *b, const struct digest *digest)
     return NULL;
 }
 
+/* Whole uploads are no longer ours once they are recorded: the core's from then on. A round may have used one up and deleted
+ * it since we last looked. Those that nobody recorded go to the loop to be deleted. */
+static void forget_settled(struct bulk *b, uint64_t now)
+{
+    for (uint32_t i = 0; i < UPLOADS_MAX; i++) {
+        struct upload *u = &b->uploads[i];
+        if (!u->used || !u->whole)
+            continue;
+        bool settled = roots_find(b->config.roots, &u->digest) != ROOT_NONE || !blob_has(b->config.blobs, &u->digest);
+        pthread_mutex_lock(&b->lock);
+        bool stale = !settled && now - u->used_ms > STALE_MS && b->n_stale < STALE_QUEUE;
+        if (stale)
+            b->stale[b->n_stale++] = u->digest;
+        pthread_mutex_unlock(&b->lock);
+        if (settled || stale)
+            *u = (struct upload){0};
+    }
+}
+
 /* A free row with room for `total` bytes, made by ending idle unfinished uploads, oldest first; or NULL. */
 static struct upload *make_room(struct bulk *b, uint64_t total)
 {
     uint64_t now = clock_ms();
+    forget_settled(b, now);
     for (;;) {
         uint64_t held = 0;
         struct upload *free_row = NULL, *idle = NULL;
@@ -379,26 +399,13 @@ static void on_segments_get(struct bulk *b, const struct incoming *in)
 
 /* ---- the thread ------------------------------------------------------------------------------------------------ */
 
-/* Whole uploads: recorded ones are the core's from now on; those nobody recorded go to the loop to be deleted. */
 static void housekeeping(struct bulk *b)
 {
     uint64_t now = clock_ms();
     if (now - b->housekeeping_ms < HOUSEKEEPING_MS)
         return;
     b->housekeeping_ms = now;
-    for (uint32_t i = 0; i < UPLOADS_MAX; i++) {
-        struct upload *u = &b->uploads[i];
-        if (!u->used || !u->whole)
-            continue;
-        bool recorded = roots_find(b->config.roots, &u->digest) != ROOT_NONE;
-        pthread_mutex_lock(&b->lock);
-        bool stale = !recorded && now - u->used_ms > STALE_MS && b->n_stale < STALE_QUEUE;
-        if (stale)
-            b->stale[b->n_stale++] = u->digest;
-        pthread_mutex_unlock(&b->lock);
-        if (recorded || stale)
-            *u = (struct upload){0};
-    }
+    forget_settled(b, now);
 }
 
 static void dispatch(struct bulk *b, const struct incoming *in)
