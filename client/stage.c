@@ -96,6 +96,9 @@ enum status stage_load_state(struct stage *stage, size_t bytes_max, struct buf *
     char path[STAGE_PATH_SIZE];
     snprintf(path, sizeof path, "%s/state", stage->own);
     enum status st = file_read(path, bytes_max, out, err);
+    if (st == ST_OK &&
+        !out->len) /* we never write that: not to be taken for a new subscriber's, which has seen nothing */
+        return err_set(err, ST_CORRUPT, "the subscriber's state is empty");
     return st == ST_NOT_FOUND ? ST_OK : st;
 }
 

@@ -99,7 +99,9 @@ enum status evaluator_score(struct evaluator *evaluator, const struct sample *sa
                             sums + at, counts + at);
         for (uint32_t s = at; s < at + taken && st == ST_OK; s++)
             if (!isfinite(sums[s]))
-                st = err_set(err, ST_INTERNAL, "the loss of sample %u is not finite", s);
+                st =
+                    err_set(err, ST_BAD_DATA,
+                            "the loss of sample %u is not finite: the base or the adapter holds NaN or huge values", s);
         packed_release(&packed);
         at += taken;
     }

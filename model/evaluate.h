@@ -43,7 +43,7 @@ void evaluator_set_adapter(struct evaluator *evaluator, const float *block);
 
 /* Summed loss in nats and number of targets of each sample. Samples are packed in order as they fit, so the bits depend
  * on the list as a whole. nll and targets have room for n; written only on ST_OK.
- * ST_LIMIT: a sample of more than seq_max + 1 tokens. ST_BAD_DATA: a token outside the vocabulary. ST_INTERNAL: a loss
+ * ST_LIMIT: a sample of more than seq_max + 1 tokens. ST_BAD_DATA: a token outside the vocabulary, or a loss
  * that is not finite. */
 enum status evaluator_score(struct evaluator *evaluator, const struct sample *samples, uint32_t n, double *nll,
                             uint32_t *targets, struct err *err);

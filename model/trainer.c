@@ -241,8 +241,11 @@ enum status trainer_step(struct trainer *trainer, const struct packed *batches, 
         r.loss /= (double)targets;
         r.grad_norm = optimizer_norm(trainer->grad, trainer->n);
         if (!isfinite(r.loss) || !isfinite(r.grad_norm))
-            return err_set(err, ST_INTERNAL, "the %s is not finite after %llu steps: the adapter has diverged",
-                           isfinite(r.loss) ? "gradient" : "loss", (unsigned long long)trainer->optimizer.step);
+            return err_set(
+                err, ST_BAD_DATA,
+                "the %s is not finite after %llu steps: the adapter has diverged (a smaller rate), or the base "
+                "holds NaN or huge values",
+                isfinite(r.loss) ? "gradient" : "loss", (unsigned long long)trainer->optimizer.step);
         optimizer_step(&trainer->optimizer, trainer->block, trainer->grad, r.grad_norm);
     }
     if (sample_nll)

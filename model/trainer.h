@@ -71,7 +71,7 @@ const float *trainer_gradient(const struct trainer *trainer); /* of the last ste
 /* One optimiser step over all `batches` (micro-batches; the loss is divided by the targets of all of them together).
  * sample_nll and sample_targets, each NULL or with room for the sum of n_samples, get every sample's summed loss in
  * nats and its targets, in order: the first-pass loss of a lease's segments.
- * ST_BAD_DATA: a token outside the vocabulary or a broken boundary. ST_LIMIT: more rows than planned. ST_INTERNAL: the
+ * ST_BAD_DATA: a token outside the vocabulary or a broken boundary. ST_LIMIT: more rows than planned. ST_BAD_DATA too: the
  * loss or the gradient is not finite; adapter and optimiser are unchanged. */
 enum status trainer_step(struct trainer *trainer, const struct packed *batches, uint32_t n_batches,
                          struct step_result *out, double *sample_nll, uint32_t *sample_targets, struct err *err);

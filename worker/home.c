@@ -268,6 +268,8 @@ enum status home_open(const char *dir, uint64_t reserve_bytes, struct home *out,
         (status = raise_boot(out, err)) == ST_OK && (status = load_session(out, err)) == ST_OK &&
         (status = blob_store_open(blobs.s, reserve_bytes, &out->blobs, err)) == ST_OK)
         status = db_open(cache.s, &options, &out->db, err);
+    if (status == ST_CORRUPT && out->blobs)
+        err_set(err, status, "%s is damaged. Remove it: it is a cache, what is missing is fetched again", cache.s);
     if (status != ST_OK) {
         home_close(out);
         return status;

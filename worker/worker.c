@@ -141,7 +141,8 @@ enum status worker_run(const struct worker_options *options, struct err *err)
     if (status != ST_OK)
         return status;
     if (join.role != ROLE_WORKER) {
-        status = err_set(err, ST_CONFIG, "%s lets in a %s, not a worker", options->join, role_name(join.role));
+        status = err_set(err, ST_CONFIG, "%s is for the role %s; a worker takes a worker's", options->join,
+                         role_name(join.role));
         goto done;
     }
     if (options->dir)

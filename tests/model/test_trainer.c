@@ -358,7 +358,8 @@ static void test_refusals(void)
     poisoned[3] = INFINITY;
     trainer_set_adapter(t, poisoned);
     pack_samples(samples, N, 256, &all);
-    EXPECT_ST(trainer_step(t, &all, 1, &r, NULL, NULL, &err), ST_INTERNAL, &err);
+    EXPECT_ST(trainer_step(t, &all, 1, &r, NULL, NULL, &err), ST_BAD_DATA, &err);
+    EXPECT(strstr(err.text, "not finite") != NULL);
     EXPECT(!memcmp(trainer_adapter(t), poisoned, adapter_bytes()));
     free(poisoned);
     packed_release(&all);

@@ -49,6 +49,9 @@ static void test_identity_and_session(void)
         EXPECT_ST(file_write_durable(path, good.data, good.len, 0600, &err), ST_OK, &err);
         buf_release(&good);
     }
+    EXPECT_ST(file_write_durable(harness_path(dir, "cache/CURRENT"), "x", 1, 0600, &err), ST_OK, &err);
+    EXPECT_ST(home_open(dir, 1, &home, &err), ST_CORRUPT, &err);
+    EXPECT(strstr(err.text, "cache is damaged. Remove it") != NULL);
 }
 
 static void test_a_kept_delta(void)
