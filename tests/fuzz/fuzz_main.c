@@ -3,12 +3,17 @@
 #include <string.h>
 
 #include "base/buf.h"
+#include "base/clock.h"
 #include "base/hash.h"
 #include "fuzz.h"
 
-enum { ROUNDS = 20000, CHANGES_MAX = 6 };
+#ifndef FUZZ_ROUNDS
+#define FUZZ_ROUNDS 20000 /* changed inputs a seed; fewer for a target that is slow */
+#endif
+enum { CHANGES_MAX = 6 };
 
 static size_t runs;
+static uint64_t seed, until_ms; /* until_ms 0: one pass over the seeds */
 
 /* On memory of exactly this size, so that the address sanitizer sees one byte too far. */
 static void run(const uint8_t *data, size_t len)
@@ -53,11 +58,11 @@ static void mutate(const uint8_t *data, size_t len)
 {
     struct rng rng;
     struct buf b = {0};
-    rng_seed(&rng, len);
+    rng_seed(&rng, len + seed);
     run(data, len);
     for (size_t cut = 0; cut < len && cut < 8192; cut++)
         run(data, cut);
-    for (int i = 0; i < ROUNDS; i++) {
+    for (int i = 0; i < FUZZ_ROUNDS; i++) {
         buf_clear(&b);
         buf_put(&b, data, len);
         for (uint64_t n = 1 + rng_below(&rng, CHANGES_MAX); n; n--)
@@ -67,10 +72,15 @@ static void mutate(const uint8_t *data, size_t len)
     buf_release(&b);
 }
 
-int main(void)
+/* fuzz_NAME [SEED [SECONDS]]: passes with SEED, SEED + 1, ... for so long; without arguments the one pass of the test. */
+int main(int argc, char **argv)
 {
     hash_start();
-    fuzz_seeds(mutate);
+    seed = argc > 1 ? strtoull(argv[1], NULL, 10) : 0;
+    until_ms = argc > 2 ? clock_ms() + 1000 * strtoull(argv[2], NULL, 10) : 0;
+    do
+        fuzz_seeds(mutate);
+    while (seed++, clock_ms() < until_ms);
     printf("%zu inputs\n", runs);
     return runs ? 0 : 1;
 }
