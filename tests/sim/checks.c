@@ -341,7 +341,8 @@ static void check_states(struct audit *a)
 static void check_records(struct audit *a)
 {
     struct world *w = a->w;
-    qsort(a->stored, a->n, sizeof *a->stored, by_content);
+    if (a->n)
+        qsort(a->stored, a->n, sizeof *a->stored, by_content);
     for (int i = WORKERS; i < SUBSCRIBER; i++) {
         const struct node *node = &w->nodes[i];
         for (uint32_t r = 0; r < node->acked && w->result->ok; r++) {

@@ -10,7 +10,7 @@
 
 #include "base/buf.h"
 
-static long expectations, failures;
+static _Atomic long expectations, failures; /* a rig's thread expects things, too */
 static const char *current = "?";
 static char *kept[4096];
 static size_t n_kept, n_dirs;
@@ -100,6 +100,6 @@ int harness_end(void)
         nftw(dirs[i], remove_one, 16, FTW_DEPTH | FTW_PHYS);
     for (size_t i = 0; i < n_kept; i++)
         free(kept[i]);
-    fprintf(stderr, "%ld expectations, %ld failed\n", expectations, failures);
+    fprintf(stderr, "%ld expectations, %ld failed\n", (long)expectations, (long)failures);
     return failures || !expectations ? 1 : 0;
 }
