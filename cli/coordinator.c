@@ -15,7 +15,8 @@ struct args {
 static const struct option_row rows[] = {
     OPTION(struct args, directory, OPTION_TEXT, "directory", 'C', "DIR", "the line's directory (alluvium init)"),
     OPTION(struct args, host, OPTION_TEXT, "host", 0, "HOST", "address to listen on; * for all"),
-    OPTION(struct args, port, OPTION_U32, "port", 0, "N", "base port", .low = 1, .high = 65530),
+    OPTION(struct args, port, OPTION_U32, "port", 0, "N", "base port; 0: the line's (line.json), which join files name",
+           .low = 0, .high = 65530),
     OPTION(struct args, http_port, OPTION_U32, "http-port", 0, "N",
            "loopback port of /livez /readyz /metrics and the dashboard; 0: none", .low = 0, .high = 65535),
     OPTION(struct args, reserve, OPTION_BYTES, "reserve", 0, "BYTES", "disk space that is left free"),
@@ -39,12 +40,8 @@ static int signals_for_any_thread(void)
 
 int cmd_coordinator(int argc, char **argv)
 {
-    struct args args = {.directory = ".",
-                        .host = "127.0.0.1",
-                        .port = COORDINATOR_PORT,
-                        .http_port = 7480,
-                        .reserve = 256ull << 20,
-                        .upload = 4ull << 30};
+    struct args args = {
+        .directory = ".", .host = "127.0.0.1", .http_port = 7480, .reserve = 256ull << 20, .upload = 4ull << 30};
     struct err err = {""};
     int code;
     struct options o = {

@@ -8,6 +8,7 @@
 
 #include "cli/cli.h"
 #include "cli/print.h"
+#include "coordinator/dir.h"
 
 enum { DOMAINS_MAX = 64 };
 
@@ -26,8 +27,9 @@ static const struct option_row add_rows[] = {
     OPTION(struct args, domains, OPTION_LIST, "domain", 0, "NAME",
            "producers: may push only this one; may be repeated; without: any", .no_env = true),
     OPTION(struct args, address, OPTION_TEXT, "address", 0, "HOST",
-           "host the peer connects to, when it is not the one given to init"),
-    OPTION(struct args, port, OPTION_U32, "port", 0, "N", "base port, likewise", .low = 0, .high = 65530),
+           "host the peer connects to, when it is not the line's (line.json)"),
+    OPTION(struct args, port, OPTION_U32, "port", 0, "N", "base port, likewise; 0: the line's", .low = 0,
+           .high = 65530),
 };
 static const struct option_row dir_rows[] = {DIRECTORY_ROW};
 
@@ -54,7 +56,9 @@ static enum status add(const struct options *o, const struct args *args, struct 
     if (access(args->out, F_OK) == 0)
         return err_set(err, ST_CONFLICT, "%s is there already; a secret is never overwritten", args->out);
     snprintf(path, sizeof path, "%s/operator.join", args->directory);
-    enum status st = join_read(path, &join, err); /* knows where the line is, and its keys */
+    enum status st = join_read(path, &join, err); /* knows the server's key and the root's */
+    if (st == ST_OK)
+        st = line_dir_where(args->directory, join.host, &join.port, err);
     if (st != ST_OK)
         return err_prefix(err, st, "is %s a line's directory? (-C DIR)", args->directory);
     st = keys_open(args->directory, &keys, err);

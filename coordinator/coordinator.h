@@ -3,7 +3,7 @@
  * coordinator_init() makes the directory; coordinator_run() serves it until it is told to stop. All decisions are the
  * pure core's (coordinator/core/core.h); this room gives it a disk, sockets and clocks.
  *
- *     line.json       name of the line and the adapter's shape: fixed at init
+ *     line.json       name of the line and the adapter's shape, fixed at init; address and base port, which may be edited
  *     line.conf       settings ("name = value"); edit, then restart
  *     card.bin        the model card
  *     root.key        ed25519 secret, signs the release key; needed by nobody while the coordinator runs: move it away
@@ -60,7 +60,7 @@ enum status coordinator_init(const struct coordinator_init_options *options, str
 struct coordinator_options {
     const char *dir;
     const char *host;       /* to bind; NULL: "127.0.0.1"; "*" for every interface */
-    uint16_t port;          /* base port; 0: COORDINATOR_PORT */
+    uint16_t port;          /* base port; 0: the line's */
     uint16_t http_port;     /* loopback /livez /readyz /metrics and /; 0: none */
     uint64_t reserve_bytes; /* free space to keep; 0: 256 MiB. Below twice this, pushes are refused for now */
     uint64_t upload_bytes;  /* of deltas on their way in, all workers together; 0: 4 GiB */

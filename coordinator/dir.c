@@ -336,6 +336,7 @@ done:
 
 /* ---- reading --------------------------------------------------------------------------------------------------- */
 
+/* Of the shape only what the file says: the rest follows from the card. */
 static enum status read_identity(struct line_dir *dir, struct err *err)
 {
     char path[DIR_PATH_SIZE];
@@ -364,7 +365,7 @@ static enum status read_identity(struct line_dir *dir, struct err *err)
     if (!st) {
         snprintf(dir->address, sizeof dir->address, "%s", address);
         dir->port = (uint16_t)port;
-        st = adapter_shape_of(&dir->card.arch, (uint32_t)rank, (uint32_t)alpha, (uint32_t)targets, &dir->shape, err);
+        dir->shape.rank = (uint32_t)rank, dir->shape.alpha = (uint32_t)alpha, dir->shape.targets = (uint32_t)targets;
     }
     json_decref(j);
     buf_release(&b);
@@ -453,6 +454,8 @@ enum status line_dir_open(const char *path, struct line_dir *out, struct err *er
     if (!st)
         st = read_identity(&dir, err);
     if (!st)
+        st = adapter_shape_of(&dir.card.arch, dir.shape.rank, dir.shape.alpha, dir.shape.targets, &dir.shape, err);
+    if (!st)
         st = read_settings(&dir, err);
     if (!st)
         st = read_seed(&dir, err);
@@ -464,6 +467,21 @@ enum status line_dir_open(const char *path, struct line_dir *out, struct err *er
         line_dir_close(&dir);
     else
         *out = dir;
+    return st;
+}
+
+enum status line_dir_where(const char *path, char address[LIMIT_HOST_BYTES + 1], uint16_t *port, struct err *err)
+{
+    struct line_dir dir = {.lock_fd = -1};
+    if (snprintf(dir.path, sizeof dir.path, "%s", path) >= (int)sizeof dir.path)
+        return err_set(err, ST_LIMIT, "the path is too long: %s", path);
+    if (!exists(&dir, "line.json"))
+        return err_set(err, ST_NOT_FOUND, "%s holds no line; `alluvium init` makes one", path);
+    enum status st = read_identity(&dir, err);
+    if (!st) {
+        snprintf(address, LIMIT_HOST_BYTES + 1, "%s", dir.address);
+        *port = dir.port;
+    }
     return st;
 }
 

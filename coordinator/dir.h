@@ -24,8 +24,8 @@ struct line_dir { /* a locked and read directory; holds secrets: line_dir_close(
     char path[DIR_PATH_SIZE];
     int lock_fd;
     struct name line;
-    char address[LIMIT_HOST_BYTES + 1]; /* for join files */
-    uint16_t port;
+    char address[LIMIT_HOST_BYTES + 1]; /* where peers find it; for join files */
+    uint16_t port;                      /* base port, likewise */
     struct card card;
     struct adapter_shape shape;
     struct settings settings;
@@ -46,6 +46,9 @@ enum status line_dir_finish(struct line_dir *dir, struct err *err);
  * missing or wrong. */
 enum status line_dir_open(const char *path, struct line_dir *out, struct err *err);
 void line_dir_close(struct line_dir *dir); /* zeroed is fine */
+
+/* Where peers find the line of a directory that may be in use: reads line.json, locks nothing. ST_NOT_FOUND: no line. */
+enum status line_dir_where(const char *path, char address[LIMIT_HOST_BYTES + 1], uint16_t *port, struct err *err);
 
 /* "PATH/name"; ST_LIMIT when too long. */
 enum status line_dir_path(const struct line_dir *dir, const char *name, char out[DIR_PATH_SIZE], struct err *err);

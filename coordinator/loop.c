@@ -382,6 +382,8 @@ static enum status open_disk(struct loop *l, struct err *err)
     char db[DIR_PATH_SIZE], witness[DIR_PATH_SIZE], blobs[DIR_PATH_SIZE];
     uint64_t deleted = 0;
     enum status st = line_dir_open(l->options.dir, &l->dir, err);
+    if (!l->options.port)
+        l->options.port = l->dir.port;
     if (!st)
         st = line_dir_path(&l->dir, "db", db, err);
     if (!st)
@@ -516,7 +518,6 @@ enum status coordinator_run(const struct coordinator_options *options, struct er
     l->dir.lock_fd = -1;
     l->fds[FD_SIGNAL] = l->fds[FD_MAIL] = -1;
     l->options.host = options->host ? options->host : "127.0.0.1";
-    l->options.port = options->port ? options->port : COORDINATOR_PORT;
     l->options.reserve_bytes = options->reserve_bytes ? options->reserve_bytes : RESERVE_DEFAULT;
     l->options.upload_bytes = options->upload_bytes ? options->upload_bytes : (uint64_t)UPLOADS_DEFAULT_GIB << 30;
     l->metrics = metrics_new();

@@ -113,13 +113,13 @@ def make_line():
     call("init", "-C", path("line"), "--base", BASE, "--anchor", os.path.join(TEXT, "general.jsonl"),
          "--line", "quickstart", "--port", str(PORT), *settings)
     for role, name in (("worker", "pool"), ("producer", "feeds"), ("subscriber", "server")):
-        call("keys", "add", role, name, "-C", path("line"), "--out", path(name + ".join"), "--port", str(PORT))
+        call("keys", "add", role, name, "-C", path("line"), "--out", path(name + ".join"))
     open(path("ready"), "w").close()
     say(5, "line", "made: work/quickstart/line (keys, settings, version 0), anchor taken in")
 
 
 def start_all(processes):
-    processes.start("coordinator", "coordinator", "-C", path("line"), "--port", str(PORT), "--http-port", "0")
+    processes.start("coordinator", "coordinator", "-C", path("line"), "--http-port", "0")
     wait_until(processes, 60, "the coordinator to answer", lambda: quiet_status() is not None)
     for i in (1, 2):
         processes.start(f"worker-{i}", "worker", "--join", path("pool.join"), "--base", BASE, "--dir", path(f"worker-{i}"),

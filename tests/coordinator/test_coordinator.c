@@ -333,7 +333,12 @@ static void test_a_directory_has_one_coordinator(void)
     if (!init_line(dir, port))
         return;
     EXPECT_ST(live_init(dir, port, NULL, NULL, 0, NULL, &err), ST_CONFLICT, &err);
-    pid_t pid = live_start(dir, port, 1 << 20, NULL, NULL);
+    char address[LIMIT_HOST_BYTES + 1];
+    uint16_t told = 0;
+    EXPECT_ST(line_dir_where(dir, address, &told, &err), ST_OK, &err);
+    EXPECT_EQ(told, port);
+    EXPECT_STR(address, "127.0.0.1");
+    pid_t pid = live_start(dir, 0, 1 << 20, NULL, NULL); /* no port is given: the line's own */
     EXPECT_ST(client_open(&c, join_of(dir), PLANE_CONTROL, WAIT_MS, &err), ST_OK, &err);
     client_close(&c);
     EXPECT_EQ(live_wait(live_start(dir, port, 1 << 20, NULL, NULL)), 10 - ST_CONFLICT);

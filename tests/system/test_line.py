@@ -123,8 +123,8 @@ def main():
     settings = [w for k, v in SETTINGS.items() for w in ("--set", f"{k}={v}")]
     run("init", "-C", path("line"), "--base", BASE, "--anchor", jsonl("anchor", "*/*.h", 60), "--line", "test", "--port", str(port), *settings)
     for role, name in (("worker", "pool"), ("producer", "feeds"), ("subscriber", "server")):
-        run("keys", "add", role, name, "-C", path("line"), "--out", path(name + ".join"), "--port", str(port))
-    coordinator = Process("coordinator", "coordinator", "-C", path("line"), "--port", str(port), "--http-port", "0")
+        run("keys", "add", role, name, "-C", path("line"), "--out", path(name + ".join"))
+    coordinator = Process("coordinator", "coordinator", "-C", path("line"), "--http-port", "0")
     wait("the coordinator", lambda: ask("status"))
     workers = [Process(f"worker-{i}", "worker", "--join", path("pool.join"), "--base", BASE, "--dir", path(f"worker-{i}"), "--threads", "1",
                        "--micro-rows", "128") for i in (1, 2)]
