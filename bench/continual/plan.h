@@ -1,0 +1,16 @@
+/* plan.h - what is done in which order: the most informative cells first, so that an interrupted run says the most. */
+#ifndef CONTINUAL_PLAN_H
+#define CONTINUAL_PLAN_H
+
+#include "lab.h"
+
+/* The first cell of the plan that is not done; false: all are, or what is left waits for a rate that is not tuned. */
+bool plan_next(const struct lab *lab, struct cell *out);
+/* How many cells the plan has now and how many of them are done. */
+void plan_count(const struct lab *lab, uint32_t *done, uint32_t *all);
+
+/* The rate at which an arm learnt best: the lowest mean loss over the domains' tuning parts after pass 1, seed 1. 0 while the
+ * cells of one of the rates are missing. */
+double plan_tuned_rate(const struct lab *lab, const struct arm *arm);
+
+#endif
