@@ -14,17 +14,17 @@
 
 enum { CODE_FIRST = 256, HELP_COLUMN = 30 }; /* getopt codes of long options: above every letter */
 
-static const struct option_row *row_at(const struct options *o, unsigned i)
+const struct option_row *options_row(const struct options *o, unsigned i)
 {
     return i < o->n_rows ? &o->rows[i] : &o->common[i - o->n_rows];
 }
 
 static void *field_at(const struct options *o, unsigned i)
 {
-    return (char *)(i < o->n_rows ? o->values : o->common_values) + row_at(o, i)->offset;
+    return (char *)(i < o->n_rows ? o->values : o->common_values) + options_row(o, i)->offset;
 }
 
-static unsigned n_all(const struct options *o)
+unsigned options_count(const struct options *o)
 {
     return o->n_rows + o->n_common;
 }
@@ -173,7 +173,7 @@ static void describe(const struct option_row *row, char *out, size_t size)
 static enum status set_value(struct options *o, unsigned i, const char *text, enum status wrong, const char *where,
                              struct err *err)
 {
-    const struct option_row *row = row_at(o, i);
+    const struct option_row *row = options_row(o, i);
     void *field = field_at(o, i);
     const char *end = "";
     uint64_t whole = 0;
@@ -226,20 +226,22 @@ static enum status set_value(struct options *o, unsigned i, const char *text, en
 
 /* ---- environment and file -------------------------------------------------------------------------------------- */
 
-static void env_name(const struct option_row *row, char *out, size_t size)
+bool options_variable(const struct option_row *row, char out[OPTION_VARIABLE_SIZE])
 {
-    snprintf(out, size, "ALLUVIUM_%s", row->name);
+    if (row->no_env)
+        return false;
+    snprintf(out, OPTION_VARIABLE_SIZE, "ALLUVIUM_%s", row->name);
     for (char *p = out; *p; p++)
         *p = *p == '-' ? '_' : (char)toupper((unsigned char)*p);
+    return true;
 }
 
 static enum status read_environment(struct options *o, struct err *err)
 {
-    for (unsigned i = 0; i < n_all(o); i++) {
-        const struct option_row *row = row_at(o, i);
-        char name[96];
-        env_name(row, name, sizeof name);
-        const char *text = row->no_env ? NULL : getenv(name);
+    for (unsigned i = 0; i < options_count(o); i++) {
+        const struct option_row *row = options_row(o, i);
+        char name[OPTION_VARIABLE_SIZE];
+        const char *text = options_variable(row, name) ? getenv(name) : NULL;
         if (!text || (!*text && row->type != OPTION_FLAG))
             continue;
         enum status st = set_value(o, i, text, ST_CONFIG, name, err);
@@ -304,9 +306,9 @@ static enum status unknown_key(const struct options *o, const char *path, const 
 {
     const char *names[OPTIONS_MAX];
     unsigned n = 0;
-    for (unsigned i = pair->common ? o->n_rows : 0; i < n_all(o); i++)
-        if (!row_at(o, i)->no_env)
-            names[n++] = row_at(o, i)->name;
+    for (unsigned i = pair->common ? o->n_rows : 0; i < options_count(o); i++)
+        if (!options_row(o, i)->no_env)
+            names[n++] = options_row(o, i)->name;
     const char *nearest = options_nearest(key, names, n);
     return err_set(err, ST_CONFIG, "%s:%d: unknown setting \"%s\"%s%s%s%s", path, pair->line, key,
                    nearest ? "; did you mean \"" : "", nearest ? nearest : "", nearest ? "\"?" : "",
@@ -334,9 +336,9 @@ static enum status read_file(struct options *o, const char *path, bool must, str
     for (unsigned p = 0; p < f.n; p++) {
         const char *key = (const char *)o->file.data + f.pairs[p].key;
         unsigned i = f.pairs[p].common ? o->n_rows : 0;
-        while (i < n_all(o) && (row_at(o, i)->no_env || strcmp(row_at(o, i)->name, key)))
+        while (i < options_count(o) && (options_row(o, i)->no_env || strcmp(options_row(o, i)->name, key)))
             i++;
-        if (i == n_all(o))
+        if (i == options_count(o))
             return unknown_key(o, path, &f.pairs[p], key, err);
         char where[400];
         snprintf(where, sizeof where, "%s:%d: %s", path, f.pairs[p].line, key);
@@ -360,11 +362,11 @@ enum { CODE_HELP = CODE_FIRST + OPTIONS_MAX, CODE_CONFIG };
 static void build_table(const struct options *o, struct getopt_table *t)
 {
     size_t s = 0;
-    unsigned n = n_all(o);
+    unsigned n = options_count(o);
     CHECK(n <= OPTIONS_MAX);
     t->shorts[s++] = ':'; /* tell a missing argument from an unknown option */
     for (unsigned i = 0; i < n; i++) {
-        const struct option_row *row = row_at(o, i);
+        const struct option_row *row = options_row(o, i);
         bool takes = row->type != OPTION_FLAG;
         t->longs[i] = (struct option){row->name, takes ? required_argument : no_argument, NULL, CODE_FIRST + (int)i};
         if (row->letter) {
@@ -384,8 +386,8 @@ static enum status unknown_option(const struct options *o, const char *arg, stru
 {
     const char *names[OPTIONS_MAX + 2];
     unsigned n = 0;
-    for (unsigned i = 0; i < n_all(o); i++)
-        names[n++] = row_at(o, i)->name;
+    for (unsigned i = 0; i < options_count(o); i++)
+        names[n++] = options_row(o, i)->name;
     names[n++] = "help";
     names[n++] = "config";
     char word[64];
@@ -430,12 +432,12 @@ static enum status walk(struct options *o, const struct getopt_table *t, int arg
         } else if (code >= CODE_FIRST) {
             i = (unsigned)(code - CODE_FIRST);
         } else {
-            for (i = 0; row_at(o, i)->letter != code;)
+            for (i = 0; options_row(o, i)->letter != code;)
                 i++;
         }
         if (!values)
             continue;
-        const struct option_row *row = row_at(o, i);
+        const struct option_row *row = options_row(o, i);
         char where[80];
         snprintf(where, sizeof where, "--%s", row->name);
         if (row->type == OPTION_LIST && !listed[i]) { /* a list on the command line replaces the file's */
@@ -485,9 +487,9 @@ void options_release(struct options *o)
 
 /* ---- help ------------------------------------------------------------------------------------------------------ */
 
-static void value_text(const struct options *o, unsigned i, struct buf *out)
+void options_value(const struct options *o, unsigned i, struct buf *out)
 {
-    const struct option_row *row = row_at(o, i);
+    const struct option_row *row = options_row(o, i);
     const void *field = field_at(o, i);
     switch (row->type) {
     case OPTION_FLAG:
@@ -531,7 +533,7 @@ static void value_text(const struct options *o, unsigned i, struct buf *out)
 
 static void help_row(const struct options *o, unsigned i, struct buf *out)
 {
-    const struct option_row *row = row_at(o, i);
+    const struct option_row *row = options_row(o, i);
     if (!*row->help)
         return;
     size_t start = out->len;
@@ -548,7 +550,7 @@ static void help_row(const struct options *o, unsigned i, struct buf *out)
         buf_printf(out, "%*s", (int)(HELP_COLUMN - width), "");
     buf_printf(out, "%s", row->help);
     struct buf value = {0};
-    value_text(o, i, &value);
+    options_value(o, i, &value);
     if (row->type != OPTION_FLAG && value.len)
         buf_printf(out, " [%s]", buf_cstr(&value));
     buf_release(&value);
@@ -567,13 +569,13 @@ void options_help(const struct options *o, const char *program, struct buf *out)
         buf_printf(out, "\n");
     }
     buf_printf(out, "Usage: %s %s%s%s%s\n\n%s\n", program, o->command, *o->usage ? " " : "", o->usage,
-               n_all(o) ? " [options]" : "", o->summary);
+               options_count(o) ? " [options]" : "", o->summary);
     if (o->n_rows)
         buf_printf(out, "\nOptions:\n");
     for (unsigned i = 0; i < o->n_rows; i++)
         help_row(o, i, out);
     buf_printf(out, "\nCommon options:\n");
-    for (unsigned i = o->n_rows; i < n_all(o); i++)
+    for (unsigned i = o->n_rows; i < options_count(o); i++)
         help_row(o, i, out);
     buf_printf(out, "      --config FILE           settings file: \"name = value\" under [%s]", o->command);
     if (o->config_path)
@@ -588,9 +590,9 @@ void options_help(const struct options *o, const char *program, struct buf *out)
 
 void options_show(const struct options *o, struct buf *out)
 {
-    for (unsigned i = 0; i < n_all(o); i++) {
-        buf_printf(out, "%s = ", row_at(o, i)->name);
-        value_text(o, i, out);
+    for (unsigned i = 0; i < options_count(o); i++) {
+        buf_printf(out, "%s = ", options_row(o, i)->name);
+        options_value(o, i, out);
         buf_printf(out, "  # %s", option_origin_name(o->origin[i]));
         if (o->origin[i] == ORIGIN_FILE)
             buf_printf(out, " %s", o->config_used);
@@ -601,9 +603,9 @@ void options_show(const struct options *o, struct buf *out)
 enum option_origin options_origin(const struct options *o, const char *name)
 {
     unsigned i = 0;
-    while (i < n_all(o) && strcmp(row_at(o, i)->name, name))
+    while (i < options_count(o) && strcmp(options_row(o, i)->name, name))
         i++;
-    CHECK(i < n_all(o));
+    CHECK(i < options_count(o));
     return o->origin[i];
 }
 

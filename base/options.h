@@ -53,6 +53,7 @@ struct option_row {
     const char *help; /* one line; empty: not shown */
     double low, high; /* numbers; both 0: any */
     bool no_env;      /* not from environment or file (makes no sense to set once and for all) */
+    const char *why; /* why the default is what it is: for the manual and the example settings file; NULL: no default */
 };
 
 /* A row: OPTION(struct args, steps, OPTION_U32, "steps", 0, "N", "optimiser steps", .low = 1, .high = 1e6). */
@@ -97,6 +98,15 @@ void options_release(struct options *o);
 
 /* "examples, usage, summary, options with defaults and variables, notes"; 100 columns, no colour. */
 void options_help(const struct options *o, const char *program, struct buf *out);
+
+/* For programs that describe the options (man pages, completions): the rows, then the common ones, with the value as the
+ * settings file would have it. options_variable() is false
+ * for a row that neither environment nor file may set. */
+unsigned options_count(const struct options *o);
+const struct option_row *options_row(const struct options *o, unsigned i);
+void options_value(const struct options *o, unsigned i, struct buf *out);
+enum { OPTION_VARIABLE_SIZE = 96 };
+bool options_variable(const struct option_row *row, char out[OPTION_VARIABLE_SIZE]); /* "ALLUVIUM_LIKE_THIS" */
 
 /* Every option with its value and where it came from, one a line: for --show-settings. */
 void options_show(const struct options *o, struct buf *out);

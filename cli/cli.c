@@ -22,6 +22,38 @@ static const struct option_row common_rows[] = {
            "print every option's value and where it came from, and end", .no_env = true),
 };
 
+static const char *const type_names[] = {
+    [OPTION_FLAG] = "flag", [OPTION_TEXT] = "text",   [OPTION_U32] = "number",    [OPTION_U64] = "number",
+    [OPTION_F64] = "real",  [OPTION_BYTES] = "bytes", [OPTION_CHOICE] = "choice", [OPTION_LIST] = "list"};
+
+static json_t *describe_option(const struct options *o, unsigned i)
+{
+    const struct option_row *row = options_row(o, i);
+    char letter[2] = {row->letter, 0}, variable[OPTION_VARIABLE_SIZE];
+    struct buf value = {0};
+    options_value(o, i, &value);
+    json_t *out = json_pack("{s:s,s:s,s:s,s:s,s:s*,s:s,s:s*,s:s*,s:b}", "name", row->name, "letter", letter, "type",
+                            type_names[row->type], "help", row->help, "argument", row->argument, "default",
+                            value.len ? buf_cstr(&value) : "", "why", row->why, "variable",
+                            options_variable(row, variable) ? variable : NULL, "common", (int)(i >= o->n_rows));
+    if (row->low != 0 || row->high != 0)
+        json_object_set_new(out, "range", json_pack("[f,f]", row->low, row->high));
+    buf_release(&value);
+    return out;
+}
+
+/* --help --json: the tables that man pages, completions and the example settings file are made from. */
+static void print_description(const struct options *o)
+{
+    json_t *list = json_array();
+    for (unsigned i = 0; i < options_count(o); i++)
+        if (*options_row(o, i)->help)
+            json_array_append_new(list, describe_option(o, i));
+    print_json(json_pack("{s:s,s:s,s:s,s:s,s:s*,s:s,s:o}", "command", o->command, "usage", o->usage, "summary",
+                         o->summary, "examples", o->examples ? o->examples : "", "notes", o->notes, "config",
+                         o->config_path, "options", list));
+}
+
 bool cli_begin(struct options *o, int argc, char **argv, int *code)
 {
     struct err err;
@@ -30,10 +62,14 @@ bool cli_begin(struct options *o, int argc, char **argv, int *code)
     o->common_values = &common;
     o->config_path = "/etc/alluvium/alluvium.conf";
     enum status st = options_parse(o, argc, argv, &err);
-    for (int i = 1; i < argc && st != ST_OK; i++) /* an error in the options themselves is told as asked, too */
+    for (int i = 1; i < argc && (st != ST_OK || o->help); i++) /* help and wrong options are told as asked, too */
         common.json = common.json || !strcmp(argv[i], "--json");
     struct buf text = {0};
-    if (st == ST_OK && o->help) {
+    if (st == ST_OK && o->help && common.json) {
+        common.json = false; /* as it is by default */
+        print_description(o);
+        *code = 0;
+    } else if (st == ST_OK && o->help) {
         options_help(o, "alluvium", &text);
         *code = 0;
     } else if (st == ST_OK && common.show_settings) {

@@ -52,9 +52,10 @@ static int ask(struct options *o, const struct control_args *args, Alv__Control 
 }
 
 /* What the commands below have in common: the same options, and one Control message to fill in. */
-#define COMMON_ROWS                                                                                           \
-    LINE_ROWS(struct control_args), OPTION(struct control_args, timeout, OPTION_U32, "timeout", 0, "SECONDS", \
-                                           "how long to wait for an answer", .low = 1, .high = 3600)
+#define COMMON_ROWS                                                                                                 \
+    LINE_ROWS(struct control_args),                                                                                 \
+        OPTION(struct control_args, timeout, OPTION_U32, "timeout", 0, "SECONDS", "how long to wait for an answer", \
+               .low = 1, .high = 3600, .why = "longer than any answer of a coordinator that is alive")
 static const struct option_row plain_rows[] = {COMMON_ROWS};
 static const struct option_row promote_rows[] = {
     COMMON_ROWS,

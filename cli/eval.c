@@ -19,9 +19,11 @@ static const struct option_row rows[] = {
     OPTION(struct args, adapter, OPTION_TEXT, "adapter", 0, "PATH", "a PEFT directory or its adapter_model.safetensors",
            .no_env = true),
     OPTION(struct args, seq, OPTION_U32, "seq", 0, "N", "tokens of a window; each starts without context", .low = 2,
-           .high = 65536),
-    OPTION(struct args, threads, OPTION_U32, "threads", 't', "N", "0: the CPUs it may use", .low = 0, .high = 64),
-    OPTION(struct args, backend, OPTION_CHOICE, "backend", 0, "blas|ref", "ref: plain loops, slow, for comparison"),
+           .high = 65536, .why = "as a line's (settings)"),
+    OPTION(struct args, threads, OPTION_U32, "threads", 't', "N", "0: the CPUs it may use", .low = 0, .high = 64,
+           .why = "all that the scheduler or the control group gave it"),
+    OPTION(struct args, backend, OPTION_CHOICE, "backend", 0, "blas|ref", "ref: plain loops, slow, for comparison",
+           .why = "the library is many times faster"),
 };
 
 static void print_row(json_t *list, const char *file, double nll, uint64_t tokens)

@@ -18,7 +18,9 @@ struct args {
     struct option_list domains;
 };
 
-#define DIRECTORY_ROW OPTION(struct args, directory, OPTION_TEXT, "directory", 'C', "DIR", "the line's directory")
+#define DIRECTORY_ROW                                                                            \
+    OPTION(struct args, directory, OPTION_TEXT, "directory", 'C', "DIR", "the line's directory", \
+           .why = "the directory one stands in")
 
 static const struct option_row add_rows[] = {
     DIRECTORY_ROW,
@@ -28,8 +30,8 @@ static const struct option_row add_rows[] = {
            "producers: may push only this one; may be repeated; without: any", .no_env = true),
     OPTION(struct args, address, OPTION_TEXT, "address", 0, "HOST",
            "host the peer connects to, when it is not the line's (line.json)"),
-    OPTION(struct args, port, OPTION_U32, "port", 0, "N", "base port, likewise; 0: the line's", .low = 0,
-           .high = 65530),
+    OPTION(struct args, port, OPTION_U32, "port", 0, "N", "base port, likewise; 0: the line's", .low = 0, .high = 65530,
+           .why = "told once, to init"),
 };
 static const struct option_row dir_rows[] = {DIRECTORY_ROW};
 

@@ -56,6 +56,15 @@ static int usage(FILE *out)
     return out == stdout ? 0 : status_exit_code(ST_USAGE);
 }
 
+static int usage_json(void)
+{
+    json_t *list = json_array();
+    for (unsigned i = 0; i < n_commands; i++)
+        json_array_append_new(list, json_pack("{s:s,s:s}", "name", commands[i].name, "summary", commands[i].summary));
+    print_json(json_pack("{s:s,s:o}", "version", ALLUVIUM_VERSION, "commands", list));
+    return 0;
+}
+
 static int unknown(const char *word)
 {
     const char *names[2 * sizeof commands / sizeof commands[0]];
@@ -93,7 +102,7 @@ int main(int argc, char **argv)
     if (argc < 2)
         return usage(stderr);
     if (!strcmp(argv[1], "--help") || !strcmp(argv[1], "-h") || !strcmp(argv[1], "help"))
-        return usage(stdout);
+        return argc > 2 && !strcmp(argv[2], "--json") ? usage_json() : usage(stdout);
     if (!strcmp(argv[1], "--version")) {
         printf("alluvium %s\n", ALLUVIUM_VERSION);
         return 0;

@@ -19,18 +19,22 @@ struct args {
 
 static const struct option_row rows[] = {
     LINE_ROWS(struct args),
-    OPTION(struct args, text_field, OPTION_TEXT, "text-field", 0, "NAME", "field of the text in JSON lines"),
+    OPTION(struct args, text_field, OPTION_TEXT, "text-field", 0, "NAME", "field of the text in JSON lines",
+           .why = "what most data sets call it"),
     OPTION(struct args, id_field, OPTION_TEXT, "id-field", 0, "NAME",
-           "field of the id; when given, a line without it is refused"),
+           "field of the id; when given, a line without it is refused", .why = "what most data sets call it"),
     OPTION(struct args, group_field, OPTION_TEXT, "group-field", 0, "NAME",
-           "field of the group: records of one document are held out together"),
+           "field of the group: records of one document are held out together",
+           .why = "few records have one; without, a record is its own document"),
     OPTION(struct args, source, OPTION_TEXT, "source", 0, "NAME",
            "the stream's name instead of the path (one path only)", .no_env = true),
     OPTION(struct args, restart, OPTION_FLAG, "restart", 0, NULL,
            "a source that changed since its last push is pushed again, under a new name", .no_env = true),
-    OPTION(struct args, window, OPTION_U32, "window", 0, "N", "batches in flight", .low = 1, .high = PUSH_WINDOW_MAX),
+    OPTION(struct args, window, OPTION_U32, "window", 0, "N", "batches in flight", .low = 1, .high = PUSH_WINDOW_MAX,
+           .why = "hides the way there and back; more only holds more memory"),
     OPTION(struct args, connect, OPTION_U32, "connect-timeout", 0, "SECONDS",
-           "give up when there is no first connection", .low = 1, .high = 86400),
+           "give up when there is no first connection", .low = 1, .high = 86400,
+           .why = "longer than a coordinator takes to start"),
 };
 
 struct run {

@@ -16,16 +16,18 @@ struct args {
 
 static const struct option_row rows[] = {
     LINE_ROWS(struct args),
-    OPTION(struct args, follow, OPTION_TEXT, "follow", 0, "ALIAS", "which version is wanted"),
+    OPTION(struct args, follow, OPTION_TEXT, "follow", 0, "ALIAS", "which version is wanted",
+           .why = "moved by every publication"),
     OPTION(struct args, dir, OPTION_TEXT, "dir", 'd', "DIR", "where versions are put; DIR/current is the newest"),
     OPTION(struct args, hook, OPTION_TEXT, "hook", 0, "PROGRAM", "run after each swap, until it exits 0"),
     OPTION(struct args, hook_timeout, OPTION_U32, "hook-timeout", 0, "SECONDS", "a hook that takes longer has failed",
-           .low = 1, .high = 86400),
+           .low = 1, .high = 86400, .why = "a server that loads an adapter from a slow disk"),
     OPTION(struct args, base_name, OPTION_TEXT, "base-name", 0, "NAME",
            "base_model_name_or_path in adapter_config.json, as the server knows its base"),
-    OPTION(struct args, form, OPTION_CHOICE, "form", 0, "both|peft|gguf", "which files are fetched"),
+    OPTION(struct args, form, OPTION_CHOICE, "form", 0, "both|peft|gguf", "which files are fetched",
+           .why = "which server will load it is not known here"),
     OPTION(struct args, keep, OPTION_U32, "keep", 0, "N", "versions kept besides the current one", .low = 1,
-           .high = 1e6),
+           .high = 1e6, .why = "the one before may still be served, and the one before that be wanted back"),
     OPTION(struct args, once, OPTION_FLAG, "once", 0, NULL, "end when the wanted version is in place and served"),
 };
 

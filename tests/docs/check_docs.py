@@ -4,7 +4,7 @@
 - every relative link of a *.md leads to a file, and to a heading of it where it names one
 - every `alluvium ...` in a code block or in code is a command with options that its --help knows
 - every test, script and benchmark a document names in code is there
-- docs/reference/cli.md is what scripts/gen-cli-docs prints
+- docs/reference/cli.md is what scripts/gen-cli-docs prints, deploy/example.conf what scripts/gen-from-options does
 - no document names a path of the machine it was written on
 """
 import glob
@@ -159,6 +159,10 @@ def main():
     with open(os.path.join(ROOT, "docs/reference/cli.md"), encoding="utf-8") as f:
         if f.read() != run(os.path.join(ROOT, "scripts/gen-cli-docs"), ALLUVIUM):
             offence(os.path.join(ROOT, "docs/reference/cli.md"), 1, "is not current: scripts/gen-cli-docs ALLUVIUM")
+    with open(os.path.join(ROOT, "deploy/example.conf"), encoding="utf-8") as f:
+        example = f.read()
+        if not example or example != run(os.path.join(ROOT, "scripts/gen-from-options"), ALLUVIUM, "conf"):
+            offence(os.path.join(ROOT, "deploy/example.conf"), 1, "is not current: scripts/gen-from-options ALLUVIUM conf")
     if checked < 100:
         bad.append(f"only {checked} links, commands and names were found: the check itself is broken")
     print("\n".join(bad) or f"{checked} links, commands and names hold")

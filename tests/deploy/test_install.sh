@@ -1,0 +1,31 @@
+#!/bin/sh
+# cmake --install into an empty prefix: everything is there, the program runs from there, and another program can be built
+# against the library through pkg-config alone.
+#   test_install.sh BUILD_DIR
+set -eu
+build=$1
+dir=$(mktemp -d)
+trap 'rm -rf "$dir"' EXIT
+cmake --install "$build" --prefix "$dir/usr" >"$dir/log" || { cat "$dir/log"; exit 1; }
+cd "$dir/usr"
+lib=$(dirname "$(find . -name 'liballuvium.so.0')")
+for file in bin/alluvium include/alluvium.h "$lib/liballuvium.so" "$lib/pkgconfig/alluvium.pc" share/man/man1/alluvium-push.1 \
+    share/man/man5/alluvium.conf.5 share/bash-completion/completions/alluvium share/zsh/vendor-completions/_alluvium \
+    share/fish/vendor_completions.d/alluvium.fish share/doc/alluvium/examples/example.conf; do
+    [ -e "$file" ] || { echo "FAILED: $file is not installed"; exit 1; }
+done
+bin/alluvium --version
+cat >"$dir/program.c" <<'C'
+#include <alluvium.h>
+#include <stdio.h>
+int main(void)
+{
+    puts(alv_version());
+    return 0;
+}
+C
+export PKG_CONFIG_PATH="$dir/usr/$lib/pkgconfig"
+# shellcheck disable=SC2046 # flags are words
+cc "$dir/program.c" -o "$dir/program" $(pkg-config --define-variable=prefix="$dir/usr" --define-variable=libdir="$dir/usr/$lib" \
+    --define-variable=includedir="$dir/usr/include" --cflags --libs alluvium)
+LD_LIBRARY_PATH="$dir/usr/$lib" "$dir/program"
