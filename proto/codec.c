@@ -100,6 +100,7 @@ static const struct rule rules[] = {
     {OF(evaluate), "window_tokens", NUMBER, 1, 1 << 20, 0},
     {OF(evaluate), "progress_ms", DURATION},
     {OF(task_return), "reason", SMALL_TEXT},
+    {OF(task_return), "why", ENUM, 0, 0, 0},
     {OF(domain_tokens), "domain", DOMAIN_INDEX},
     {OF(delta_commit), "session_incarnation", EXACTLY(16)},
     {OF(delta_commit), "delta", PART, 1, 1, 0},

@@ -26,7 +26,7 @@ static void drain(struct worker_core *core, struct worker_effects *out)
         }
         if (core->phase != PHASE_EXCLUDE)
             ask_effect(core, out, WORKER_CANCEL, NULL);
-        task_return(core, "the worker is draining");
+        task_return(core, ALV__RETURN_REASON__RETURN_DRAINING, "the worker is draining");
     }
 }
 

@@ -115,6 +115,7 @@ struct worker_event { /* pointers are borrowed for the step */
         struct {
             enum status status;
             const char *text;
+            bool missing; /* a segment is no longer in the log (FETCH) */
         } failed;
     };
 };

@@ -156,23 +156,27 @@ static enum status ask_log(struct fetch *fetch, bool probe, struct placed_segmen
     uint32_t n_got = list->n_segments < asked ? (uint32_t)list->n_segments : asked;
     if (n_got == 0)
         status = err_set(err, ST_BAD_DATA, "the log answered %u segments of domain %u with none", asked, domain);
-    for (uint32_t i = 0; i < n_got && status == ST_OK; i++) {
+    uint32_t n_good = 0; /* what came is kept, though one be gone: the task is planned anew with most of it */
+    for (uint32_t i = 0; i < n_got && status != ST_BAD_DATA; i++) {
         Alv__Segment *s = list->segments[i];
-        if (s->missing)
+        places[n_good] = missing[i]->at;
+        if (s->missing && status == ST_OK) { /* the first is named */
             status = err_set(err, ST_NOT_FOUND, "domain %u: %s segment %llu is no longer in the log", domain,
                              probe ? "probe" : "train", (unsigned long long)missing[i]->at.offset);
-        else if (!usable(s, missing[i]->at.offset))
+        } else if (!s->missing && !usable(s, missing[i]->at.offset)) {
             status = err_set(err, ST_BAD_DATA, "domain %u: the log's answer for segment %llu is malformed", domain,
                              (unsigned long long)missing[i]->at.offset);
+        } else if (!s->missing) {
+            segments[n_good++] = s;
+        }
     }
+    if (!probe && n_good)
+        to_cache(fetch, places, segments, n_good);
     if (status == ST_OK) {
         for (uint32_t i = 0; i < n_got; i++) {
-            places[i] = missing[i]->at;
-            segments[i] = missing[i]->segment = list->segments[i];
+            missing[i]->segment = list->segments[i];
             list->segments[i] = NULL; /* ours now */
         }
-        if (!probe)
-            to_cache(fetch, places, segments, n_got);
         memmove(list->segments, list->segments + n_got, (list->n_segments - n_got) * sizeof *list->segments);
         list->n_segments -= n_got;
         *taken = n_got;

@@ -42,7 +42,7 @@ void segment_set_release(struct segment_set *set);
 const Alv__Segment *segment_set_find(const struct segment_set *set, struct mix_segment at); /* NULL: not there */
 
 /* Adds those that are wanted and not there yet (repetitions are fine). ST_NOT_FOUND: the log no longer has one. On error the set
- * keeps what it has. */
+ * keeps what it has; what came is in the cache. */
 enum status fetch_segments(struct fetch *fetch, struct segment_set *set, const struct mix_segment *wanted, uint32_t n,
                            struct err *err);
 

@@ -105,7 +105,7 @@ void task_exclusions(struct worker_core *core, uint64_t delay_ms); /* asks for t
 void task_upload(struct worker_core *core, struct worker_effects *out);
 void task_settle(struct worker_core *core, struct worker_effects *out, bool accepted, const char *reason);
 void task_failed(struct worker_core *core, enum status status, const char *text);
-void task_return(struct worker_core *core, const char *reason);
+void task_return(struct worker_core *core, Alv__ReturnReason why, const char *reason);
 void task_abandon(struct worker_core *core, struct worker_effects *out); /* the coordinator says it is not ours */
 void task_drop(struct worker_core *core);
 void task_job(struct worker_core *core, const struct worker_event *event, struct worker_effects *out);

@@ -57,6 +57,7 @@ struct jobs {
     struct digest recent[RECENT_BLOBS];
     uint32_t n_recent;
     uint64_t erased;
+    bool missing; /* this job failed because a segment is no longer in the log */
 };
 
 /* ---- answers */
@@ -198,7 +199,9 @@ static enum status get_segments(void *user, struct segment_set *set, const struc
 {
     struct jobs *jobs = user;
     struct fetch fetch = fetch_of(jobs);
-    return fetch_segments(&fetch, set, wanted, n, err);
+    enum status status = fetch_segments(&fetch, set, wanted, n, err);
+    jobs->missing = status == ST_NOT_FOUND;
+    return status;
 }
 
 /* Notes that a blob was used; what was not used for a while goes. */
@@ -333,6 +336,7 @@ static void run_job(struct jobs *jobs, const struct worker_effect *effect)
     };
     struct err err = {{0}};
     enum status status = ST_OK;
+    jobs->missing = false;
     if (effect->kind == WORKER_SETTLED) {
         home_drop_commit(jobs->config.home, &effect->settled.delta);
         return;
@@ -367,6 +371,7 @@ static void run_job(struct jobs *jobs, const struct worker_effect *effect)
         memcpy(answer->text, err.text, sizeof err.text);
         answer->event.failed.status = status;
         answer->event.failed.text = answer->text;
+        answer->event.failed.missing = jobs->missing;
     }
     post(jobs, answer);
 }

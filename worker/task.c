@@ -47,7 +47,7 @@ void task_begin(struct worker_core *core, uint32_t progress_ms)
     core->progress_due = core->now + core->task.progress_ms / 2;
 }
 
-void task_return(struct worker_core *core, const char *reason)
+void task_return(struct worker_core *core, Alv__ReturnReason why, const char *reason)
 {
     Alv__TaskReturn back = ALV__TASK_RETURN__INIT;
     char text[LIMIT_TEXT_BYTES];
@@ -56,6 +56,7 @@ void task_return(struct worker_core *core, const char *reason)
     back.generation = core->task.generation;
     back.evaluate = core->task.evaluate;
     back.reason = text;
+    back.why = why;
     core->phase = PHASE_RETURN;
     core->job++; /* what the job still says is stale */
     ask_end(core, SLOT_PROGRESS);
@@ -164,7 +165,7 @@ void task_failed(struct worker_core *core, enum status status, const char *text)
     core->failure_status = status == ST_OK ? ST_INTERNAL : status;
     ask_text(core->failure.text, sizeof core->failure.text, text);
     core->not_before = core->now + ask_pause_ms(core, core->failures + 2);
-    task_return(core, text);
+    task_return(core, ALV__RETURN_REASON__RETURN_FAILED, text);
 }
 
 static void trained(struct worker_core *core, const struct worker_trained *r, struct worker_effects *out)
@@ -242,7 +243,10 @@ void task_job(struct worker_core *core, const struct worker_event *event, struct
     if (event->kind == WORKER_FAILED &&
         (phase == PHASE_PREPARE || (phase == PHASE_EXCLUDE && core->excluding) || phase == PHASE_FETCH ||
          phase == PHASE_TRAIN || phase == PHASE_SCORE || phase == PHASE_UPLOAD)) {
-        job_failed(core, event->failed.status, event->failed.text, out);
+        if (event->failed.missing) /* neither the worker's fault nor the lease's: it is planned anew */
+            task_return(core, ALV__RETURN_REASON__RETURN_MISSING, event->failed.text);
+        else
+            job_failed(core, event->failed.status, event->failed.text, out);
     } else if (event->kind == WORKER_PROGRESSED && core->task.held) {
         core->task.done = event->progress.done;
         core->task.total = event->progress.total;

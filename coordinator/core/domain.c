@@ -320,6 +320,7 @@ void domain_drop_windows(struct core *core, struct domain *d, uint64_t first, ui
         d->dirty = true;
     }
     d->windows_n = kept;
+    evaluate_drop(core, d->id, first, count);
 }
 
 uint64_t domain_tokens(const struct core *core, const struct domain *d, uint64_t bytes)

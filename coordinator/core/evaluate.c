@@ -310,6 +310,44 @@ void evaluate_give_back(struct core *core, const struct member *m, uint64_t id, 
         back(core, at);
 }
 
+/* A window's text went: it leaves the comparison, and tasks that name it go out anew without it, under a new number, since
+ * losses are matched to windows by their order. */
+static void drop_window(struct core *core, struct domain_id domain, uint32_t index)
+{
+    struct evaluation *e = &core->eval;
+    struct eval_domain *d = &e->domains[domain.v];
+    d->n -= index < d->n;
+    d->available--;
+    memmove(d->windows + index, d->windows + index + 1, (d->available - index) * sizeof *d->windows);
+    for (uint32_t i = e->n_tasks; i-- > 0;) {
+        struct eval_task *t = &e->tasks[i];
+        uint32_t kept = 0, before = t->n;
+        for (uint32_t j = 0; j < t->n; j++) {
+            struct eval_window w = t->windows[j];
+            if (w.domain.v == domain.v && w.index == index)
+                continue;
+            w.index -= w.domain.v == domain.v && w.index > index;
+            t->windows[kept++] = w;
+        }
+        t->n = kept;
+        if (t->n == before)
+            continue;
+        e->n_open += t->granted;
+        t->granted = false;
+        t->id = session_now(core)->counter << 32 | ++e->next_task;
+        if (!t->n)
+            free_task(e, i);
+    }
+}
+
+void evaluate_drop(struct core *core, struct domain_id domain, uint64_t first, uint32_t count)
+{
+    struct eval_domain *d = domain.v < core->eval.n_domains ? &core->eval.domains[domain.v] : NULL;
+    for (uint32_t i = d ? d->available : 0; i-- > 0;)
+        if (d->windows[i].offset >= first && d->windows[i].offset - first < count)
+            drop_window(core, domain, i);
+}
+
 /* ---- results */
 
 static bool read_losses(const struct core *core, const struct eval_task *t, const Alv__EvalResult *r,

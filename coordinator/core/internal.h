@@ -332,6 +332,8 @@ void roster_release(struct core *core);
 /* ---- planner.c */
 void planner_open_round(struct core *core); /* when it is time */
 void planner_pending(struct core *core);    /* pending text appeared or went */
+void planner_view(struct core *core);       /* what leases granted from now on replay from */
+uint32_t planner_ranges(uint32_t n_leases); /* most a lease may hold, of so many */
 
 /* ---- lease.c */
 void lease_request(struct core *core, const struct event *event, struct member *m);
@@ -365,6 +367,7 @@ bool evaluate_progress(struct core *core, const struct member *m, uint64_t id, u
 void evaluate_give_back(struct core *core, const struct member *m, uint64_t id, uint32_t generation);
 void evaluate_expire(struct core *core);
 void evaluate_newer_boot(struct core *core, const struct member *m);
+void evaluate_drop(struct core *core, struct domain_id domain, uint64_t first, uint32_t count); /* probes that went */
 void evaluate_check(struct core *core);
 void evaluate_load(struct core *core, uint64_t task, const struct state_losses *losses);
 void evaluate_numbers(const struct core *core, uint32_t domain, uint32_t *windows, uint64_t *tokens, double *candidate,

@@ -1,5 +1,8 @@
 /* Leases: granted with a generation that is stored before the task leaves, kept alive by progress, given to another when
- * their holder is silent. A delta counts while its lease has not been granted again. */
+ * their holder is silent. A delta counts while its lease has not been granted again.
+ *
+ * What is superseded or retracted while a round is open leaves a lease when it is granted next: each grant is planned from
+ * the newest exclusions. A worker that misses text at a grant older than that has not failed. */
 #include <stdlib.h>
 #include <string.h>
 
@@ -95,13 +98,20 @@ static bool nothing_left(const struct core *core, const struct lease *l)
     return true;
 }
 
-/* Back to be granted again; its generation stays until then, so that a late delta still counts. */
+/* Open again, without blame; its generation stays until it is granted, so that a late delta still counts. */
+static void take_back(struct core *core, uint32_t index)
+{
+    core->leases[index]->s.phase = LEASE_OPEN;
+    core->n_open++;
+    lease_store(core, core->leases[index]);
+}
+
+/* Back to be granted again. */
 static void give_back(struct core *core, uint32_t index, bool failed)
 {
     struct lease *l = core->leases[index];
     char reason[64];
-    l->s.phase = LEASE_OPEN;
-    core->n_open++;
+    take_back(core, index);
     if (nothing_left(core, l)) {
         lease_drop(core, index, true);
         return;
@@ -202,7 +212,7 @@ static void send_lease(struct core *core, struct lease *l, struct member *m)
         r->count = l->s.ranges[out->n_fresh].count;
     }
     add_views(core, out);
-    out->exclusion_seq = core->round.exclusion_seq;
+    out->exclusion_seq = l->s.exclusion_seq;
     out->seed = l->s.seed;
     out->train = train_config(core);
     out->progress_ms = core->config.settings.lease_silence_ms / PROGRESS_PARTS;
@@ -214,8 +224,64 @@ static void send_lease(struct core *core, struct lease *l, struct member *m)
 
 /* ---- granting */
 
-static void grant(struct core *core, struct lease *l, struct member *m)
+/* Puts [first, +count) into the lease if it has room for it. */
+static bool add_range(struct lease *l, struct domain_id domain, uint64_t first, uint32_t count, uint32_t ranges_max)
 {
+    if (l->s.n_ranges == ranges_max)
+        return false;
+    l->s.ranges = xrealloc_array(l->s.ranges, l->s.n_ranges + 1, sizeof *l->s.ranges);
+    l->s.ranges[l->s.n_ranges++] = (struct range){domain, first, count};
+    return true;
+}
+
+/* The lease without what was superseded or retracted since it was planned. What no longer fits, because ranges were split,
+ * waits for another round. */
+static void leave_out(struct core *core, struct lease *l)
+{
+    uint32_t n = l->s.n_ranges, ranges_max = planner_ranges(core->round.n_leases);
+    struct range *old = l->s.ranges;
+    l->s.ranges = NULL, l->s.n_ranges = 0, l->s.tokens = 0;
+    for (uint32_t i = 0; i < n; i++) {
+        struct domain *d = core->domains[old[i].domain.v];
+        for (uint32_t j = 0, run; j < old[i].count; j += run) {
+            uint64_t first = old[i].first + j, bytes = 0;
+            bool out = domain_slot(d, first)->excluded;
+            for (run = 0; j + run < old[i].count && (domain_slot(d, first + run)->excluded != 0) == out; run++)
+                bytes += domain_slot(d, first + run)->bytes;
+            if (!out && add_range(l, d->id, first, run, ranges_max))
+                l->s.tokens += domain_tokens(core, d, bytes);
+            else
+                domain_set(core, d, first, run, SEG_PENDING, 0);
+        }
+    }
+    free(old);
+    planner_pending(core);
+}
+
+/* Before each grant. false: nothing is left of the lease, it is gone. */
+static bool plan_anew(struct core *core, uint32_t index)
+{
+    struct lease *l = core->leases[index];
+    if (l->s.exclusion_seq == core->exclusions_n)
+        return true;
+    leave_out(core, l);
+    if (core->round.exclusion_seq != core->exclusions_n) {
+        planner_view(core);
+        round_store(core);
+    }
+    l->s.exclusion_seq = core->exclusions_n;
+    if (l->s.n_ranges)
+        return true;
+    lease_drop(core, index, false);
+    wake(core, core->now); /* it may have been the round's last */
+    return false;
+}
+
+static bool grant(struct core *core, uint32_t index, struct member *m)
+{
+    if (!plan_anew(core, index))
+        return false;
+    struct lease *l = core->leases[index];
     l->s.phase = LEASE_GRANTED;
     l->s.generation++;
     l->s.boot = m->boot;
@@ -230,6 +296,7 @@ static void grant(struct core *core, struct lease *l, struct member *m)
     core->n_open--;
     lease_store(core, l);
     send_lease(core, l, m);
+    return true;
 }
 
 static bool holds(const struct lease *l, const struct member *m)
@@ -248,11 +315,11 @@ void lease_serve(struct core *core)
             continue;
         if (tasks)
             evaluate_grant(core, m);
-        for (uint32_t j = 0; leases && j < core->n_leases; j++)
-            if (core->leases[j]->s.phase == LEASE_OPEN) {
-                grant(core, core->leases[j], m);
+        for (uint32_t j = 0; leases && core->n_open && j < core->n_leases;)
+            if (core->leases[j]->s.phase != LEASE_OPEN)
+                j++;
+            else if (grant(core, j, m))
                 break;
-            }
         leases = leases && core->n_open;
         tasks = tasks && core->eval.n_open;
     }
@@ -269,13 +336,15 @@ void lease_request(struct core *core, const struct event *event, struct member *
         evaluate_grant(core, m);
         return;
     }
-    for (uint32_t i = 0; i < core->n_leases;
-         i++) { /* granted, but the answer seems to have been lost: the same again */
+    for (uint32_t i = 0; i < core->n_leases; i++) { /* granted, but the answer seems to have been lost */
         struct lease *l = core->leases[i];
-        if (holds(l, m) && !l->total) {
+        if (!holds(l, m) || l->total)
+            continue;
+        if (core->round.exclusion_seq == l->s.exclusion_seq) /* the same again */
             send_lease(core, l, m);
-            return;
-        }
+        else
+            take_back(core, i);
+        return;
     }
 }
 
@@ -308,8 +377,10 @@ void lease_return_task(struct core *core, const struct event *event, struct memb
     struct lease *l = r->evaluate ? NULL : lease_find(core, r->task, &index);
     if (r->evaluate)
         evaluate_give_back(core, m, r->task, r->generation);
-    else if (l && l->s.generation == r->generation && holds(l, m))
-        give_back(core, index, strcmp(r->reason, "drain") != 0); /* a worker that leaves has not failed */
+    else if (l && l->s.generation == r->generation && holds(l, m)) /* text goes missing by an exclusion only */
+        give_back(core, index,
+                  r->why == ALV__RETURN_REASON__RETURN_MISSING ? l->s.exclusion_seq == core->exclusions_n
+                                                               : r->why != ALV__RETURN_REASON__RETURN_DRAINING);
     reply_ok(core, &event->peer, event->request, VERB_TASK_RETURN_OK);
 }
 
@@ -407,7 +478,7 @@ void lease_commit(struct core *core, const struct event *event, struct member *m
     }
     bool granted_to = c->generation && l->s.generation == c->generation && !memcmp(l->s.instance, m->instance, 16);
     if (!granted_to && !stale_too) {
-        acknowledge(core, event, "superseded: the lease was given to another worker");
+        acknowledge(core, event, "superseded: the lease was planned anew or given to another worker");
         return;
     }
     if (!event->blob_held) {

@@ -41,13 +41,14 @@ static uint64_t isqrt(uint64_t v)
     return r;
 }
 
-/* What all leases of the round share: the view of each domain's history. Weights go with the square root of its tokens;
- * none is below a twentieth of an equal share. */
-static void fix_views(struct core *core)
+/* What the round's leases share: the view of each domain's history. Weights go with the square root of its tokens; none is
+ * below a twentieth of an equal share. */
+void planner_view(struct core *core)
 {
     uint64_t sum = 0, n = 0;
     struct state_round *r = &core->round;
     r->n_domains = core->n_domains;
+    r->exclusion_seq = core->exclusions_n;
     for (uint32_t i = 0; i < core->n_domains; i++) {
         struct domain *d = core->domains[i];
         uint64_t weight = i ? isqrt(domain_tokens(core, d, d->d.settled_bytes)) : 0;
@@ -114,6 +115,7 @@ static void store_leases(struct core *core, struct lease **leases, uint32_t n)
         }
         l->s.id = ++core->counters.lease;
         l->s.round = core->round.number;
+        l->s.exclusion_seq = core->round.exclusion_seq;
         uint8_t id[8];
         for (unsigned j = 0; j < 8; j++)
             id[j] = (uint8_t)(l->s.id >> (8 * j));
@@ -138,12 +140,11 @@ static void open_round(struct core *core, const struct plan *plan)
     core->round = (struct state_round){.number = ++core->counters.round,
                                        .phase = ROUND_OPEN,
                                        .parent = core->counters.version,
-                                       .exclusion_seq = core->exclusions_n,
                                        .opened_s = core->wall_s};
     core->counters_dirty = true;
     core->round_granted_ms = core->quorum_ms = NEVER;
     core->round_wanted = false;
-    fix_views(core);
+    planner_view(core);
     for (uint32_t i = 1; i < core->n_domains; i++)
         if (fresh(core->domains[i]))
             slice_domain(core, core->domains[i], plan, leases, caps);
@@ -159,6 +160,12 @@ static void open_round(struct core *core, const struct plan *plan)
     planner_pending(core);
     free(leases);
     free(caps);
+}
+
+uint32_t planner_ranges(uint32_t n_leases)
+{
+    uint32_t share = MANIFEST_RANGES_MAX / (n_leases ? n_leases : 1);
+    return share < LIMIT_LEASE_RANGES ? share : LIMIT_LEASE_RANGES;
 }
 
 void planner_open_round(struct core *core)
@@ -193,8 +200,7 @@ void planner_open_round(struct core *core)
     double segments_most = 0.9 * plan.n * LIMIT_LEASE_SEGMENTS;
     if ((double)segments * plan.part > segments_most)
         plan.part = segments_most / (double)segments;
-    uint32_t ranges =
-        MANIFEST_RANGES_MAX / plan.n < LIMIT_LEASE_RANGES ? MANIFEST_RANGES_MAX / plan.n : LIMIT_LEASE_RANGES;
+    uint32_t ranges = planner_ranges(plan.n);
     plan.ranges_max = ranges / n_fresh ? ranges / n_fresh : 1;
     open_round(core, &plan);
 }

@@ -277,6 +277,7 @@ static void io_state_lease(struct io *io, struct state_lease *v)
     io_u64(io, &v->boot);
     io_name(io, &v->key);
     io_u64(io, &v->tokens);
+    io_u64(io, &v->exclusion_seq);
     io_f64(io, &v->weight);
     io_ranges(io, &v->n_ranges, &v->ranges);
 }

@@ -31,7 +31,7 @@
 #include "coordinator/core/core.h"
 #include "proto/manifest.h"
 
-enum { STATE_FORMAT = 1, STATE_TEXT_MAX = 511, ROUND_LEASES_MAX = 512, REVISIONS_MAX = 32, OVERRIDES_MAX = 16 };
+enum { STATE_FORMAT = 2, STATE_TEXT_MAX = 511, ROUND_LEASES_MAX = 512, REVISIONS_MAX = 32, OVERRIDES_MAX = 16 };
 
 enum segment_state {
     SEG_PENDING,
@@ -147,8 +147,9 @@ struct state_round {
     uint8_t phase;   /* enum round_phase */
     uint8_t attempt; /* 0: the full step, 1: half of it */
     uint8_t look;    /* evaluation: 0, 1, 2 */
-    uint64_t parent, exclusion_seq, opened_s;
-    uint32_t n_leases; /* opened with */
+    uint64_t parent, opened_s;
+    uint64_t exclusion_seq; /* of the view below: what its leases replay from */
+    uint32_t n_leases;      /* opened with */
     struct version_files candidate;
     double error_ratio, update_norm, clip_norm;
     uint32_t n_domains;
@@ -168,8 +169,9 @@ struct state_lease {
     uint8_t instance[16];
     uint64_t boot;
     struct name key;
-    uint64_t tokens; /* fresh, estimated */
-    double weight;   /* in the candidate, once aggregated */
+    uint64_t tokens;        /* fresh, estimated */
+    uint64_t exclusion_seq; /* what was taken out of the log up to here is not in it */
+    double weight;          /* in the candidate, once aggregated */
     uint32_t n_ranges;
     struct range *ranges; /* owned; ascending */
 };

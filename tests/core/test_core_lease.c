@@ -274,9 +274,115 @@ static void test_drain_is_no_failure(void)
         Alv__TaskReturn t = ALV__TASK_RETURN__INIT;
         t.task = l->id;
         t.generation = l->generation;
-        t.reason = (char[]){"drain"};
+        t.why = ALV__RETURN_REASON__RETURN_DRAINING;
+        t.reason = (char[]){""};
         EXPECT(world_send(&w, a, VERB_TASK_RETURN, &t)->verb == VERB_TASK_RETURN_OK);
     }
+    world_close(&w);
+}
+
+static const struct said *hand_back(struct world *w, struct peer p, const Alv__Lease *l, Alv__ReturnReason why)
+{
+    Alv__TaskReturn t = ALV__TASK_RETURN__INIT;
+    t.task = l->id;
+    t.generation = l->generation;
+    t.why = why;
+    t.reason = (char[]){"domain 1: train segment 3 is no longer in the log"};
+    return world_send(w, p, VERB_TASK_RETURN, &t);
+}
+
+static bool lists(const Alv__Lease *l, uint32_t domain, uint64_t offset)
+{
+    for (size_t i = 0; i < l->n_fresh; i++)
+        if (l->fresh[i]->domain == domain && offset >= l->fresh[i]->first &&
+            offset - l->fresh[i]->first < l->fresh[i]->count)
+            return true;
+    return false;
+}
+
+static void test_text_that_went_since_the_grant_is_no_failure(void)
+{
+    struct world w;
+    struct bytes value;
+    struct state_lease stored;
+    world_open(&w);
+    fill(&w, 1);
+    struct peer a = worker(&w, 51);
+    const Alv__Lease *l = lease_for(&w, a);
+    REQUIRE(l && l->n_fresh == 2);
+    for (unsigned i = 1; i < 7; i++) { /* more often than a lease may fail */
+        char record[] = "c0";
+        record[1] = (char)('0' + 2 * (i % 5) + i / 5);
+        EXPECT(world_retract(&w, "code", (struct domain_id){1}, record)->verb == VERB_CONTROL_REPLY);
+        EXPECT(hand_back(&w, a, l, ALV__RETURN_REASON__RETURN_MISSING)->verb == VERB_TASK_RETURN_OK);
+        const Alv__Lease *next = lease_for(&w, a);
+        REQUIRE(next && next->id == l->id && next->generation == l->generation + 1);
+        EXPECT(next->exclusion_seq == l->exclusion_seq + 1 && next->seed == l->seed);
+        EXPECT(lists(l, 1, (uint64_t)record[1] - '0') && !lists(next, 1, (uint64_t)record[1] - '0'));
+        l = next;
+    }
+    REQUIRE(world_has(&w, FAMILY_LEASES, key_u64('l', l->id), &value) && state_lease_get(value, &stored));
+    EXPECT_EQ(stored.attempts, 0);
+    state_lease_release(&stored);
+    EXPECT(world_counts_once(&w));
+    /* nothing was taken out since the last grant: the log has a hole, or the worker is wrong */
+    for (unsigned i = 0; i < 3; i++) {
+        REQUIRE(l != NULL);
+        hand_back(&w, a, l, ALV__RETURN_REASON__RETURN_MISSING);
+        l = lease_for(&w, a);
+    }
+    EXPECT(!l);
+    struct snapshot *s = calloc(1, sizeof *s);
+    core_snapshot(w.core, w.now, s);
+    EXPECT_EQ(s->quarantined, 1);
+    EXPECT(world_counts_once(&w));
+    free(s);
+    world_close(&w);
+}
+
+/* The answer with the lease was lost, and text went before it was asked for again: it is granted anew. */
+static void test_a_lost_grant_is_planned_anew(void)
+{
+    struct world w;
+    world_open(&w);
+    fill(&w, 1);
+    struct peer a = worker(&w, 51);
+    const Alv__Lease *l = lease_for(&w, a);
+    REQUIRE(l != NULL);
+    world_retract(&w, "code", (struct domain_id){1}, "c4");
+    EXPECT(lease_for(&w, a)->generation == 1); /* the same work: whoever has the text may do it */
+    world_retract(&w, "manuals", (struct domain_id){2}, "m4");
+    hand_back(&w, a, l, ALV__RETURN_REASON__RETURN_MISSING);
+    const Alv__Lease *next = lease_for(&w, a);
+    REQUIRE(next && next->generation == 2);
+    EXPECT(!lists(next, 1, 4) && !lists(next, 2, 4) && lists(next, 1, 5));
+    EXPECT(!accepted(world_commit_delta(&w, a, l, 1)));
+    world_restart(&w);
+    a = worker(&w, 51);
+    EXPECT(accepted(world_commit_delta(&w, a, next, 2)));
+    EXPECT(world_counts_once(&w));
+    world_close(&w);
+}
+
+static void test_a_lease_of_nothing_goes(void)
+{
+    struct world w;
+    world_open(&w);
+    struct peer p = world_peer(PLANE_INGEST, 10), a = worker(&w, 51);
+    EXPECT_EQ(world_hello(&w, p, 1, 1), ST_OK);
+    world_push_many(&w, p, world_push_open(&w, p, "a", "code", NULL), 0, "c", 3, 100);
+    world_task(&w, a);
+    world_tick(&w, 61000);
+    const Alv__Lease *l = lease_for(&w, a);
+    REQUIRE(l != NULL);
+    for (char record[] = "c0"; record[1] < '3'; record[1]++)
+        world_retract(&w, "code", (struct domain_id){1}, record);
+    hand_back(&w, a, l, ALV__RETURN_REASON__RETURN_MISSING);
+    EXPECT(!lease_for(&w, a));
+    struct snapshot *s = calloc(1, sizeof *s);
+    core_snapshot(w.core, w.now, s);
+    EXPECT(s->phase == ROUND_NONE && !s->quarantined && s->domains[1].count[SEG_RETRACTED] == 3);
+    free(s);
     world_close(&w);
 }
 
@@ -308,6 +414,9 @@ int main(void)
     RUN(test_leases_survive_a_restart);
     RUN(test_data_nobody_finishes_is_held);
     RUN(test_drain_is_no_failure);
+    RUN(test_text_that_went_since_the_grant_is_no_failure);
+    RUN(test_a_lost_grant_is_planned_anew);
+    RUN(test_a_lease_of_nothing_goes);
     RUN(test_planted_stale_generation);
     return harness_end();
 }

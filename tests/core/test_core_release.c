@@ -215,29 +215,6 @@ static void test_rollback(void)
     world_close(&w);
 }
 
-static const struct said *retract(struct world *w, const char *id)
-{
-    Alv__Control c = ALV__CONTROL__INIT;
-    Alv__Record r = ALV__RECORD__INIT;
-    struct hash16 content, hash;
-    struct bytes value = {0};
-    r.kind = ALV__RECORD_KIND__RECORD_TEXT;
-    r.id = (char *)(uintptr_t)id;
-    record_hashes(&w->config.seed, CODE, &r, &content, &hash);
-    world_has(w, FAMILY_DEDUPE, key_hash('i', &hash), &value);
-    c.verb = ALV__CONTROL_VERB__CONTROL_RETRACT;
-    c.domain = (char[]){"code"};
-    c.record = (char *)(uintptr_t)id;
-    struct event event = {.kind = EVENT_MESSAGE,
-                          .peer = world_peer(PLANE_CONTROL, 1),
-                          .verb = VERB_CONTROL,
-                          .request = ++w->request,
-                          .message = &c.base,
-                          .record_value = value};
-    world_step(w, &event);
-    return world_reply(w, event.request);
-}
-
 static void test_retract_reaches_every_copy(void)
 {
     struct world w;
@@ -246,8 +223,8 @@ static void test_retract_reaches_every_copy(void)
     leave(&w);
     control_version(&w, ALV__CONTROL_VERB__CONTROL_ROLLBACK, 0, "", NULL, false, true); /* all text is there twice */
     uint64_t pending = look(&w)->domains[1].count[SEG_PENDING], exclusions = look(&w)->exclusions;
-    EXPECT_EQ(error_of(retract(&w, "nobody")), ST_NOT_FOUND);
-    EXPECT_EQ(error_of(retract(&w, "a7")), ST_OK);
+    EXPECT_EQ(error_of(world_retract(&w, "code", CODE, "nobody")), ST_NOT_FOUND);
+    EXPECT_EQ(error_of(world_retract(&w, "code", CODE, "a7")), ST_OK);
     EXPECT_EQ(look(&w)->domains[1].count[SEG_PENDING], pending - 1);
     EXPECT_EQ(look(&w)->exclusions, exclusions + 2);
     struct bytes value;

@@ -297,6 +297,24 @@ const struct said *world_control(struct world *w, Alv__ControlVerb verb, const c
     return s;
 }
 
+const struct said *world_retract(struct world *w, const char *domain, struct domain_id id, const char *record)
+{
+    Alv__Control c = ALV__CONTROL__INIT;
+    Alv__Record r = ALV__RECORD__INIT;
+    struct hash16 content, hash;
+    struct bytes value = {0};
+    r.kind = ALV__RECORD_KIND__RECORD_TEXT;
+    r.id = (char *)(uintptr_t)record;
+    record_hashes(&w->config.seed, id, &r, &content, &hash);
+    world_has(w, FAMILY_DEDUPE, key_hash('i', &hash), &value);
+    c.verb = ALV__CONTROL_VERB__CONTROL_RETRACT;
+    c.domain = (char *)(uintptr_t)domain;
+    c.record = (char *)(uintptr_t)record;
+    struct event event = {
+        .peer = world_peer(PLANE_CONTROL, 1), .verb = VERB_CONTROL, .message = &c.base, .record_value = value};
+    return send_event(w, &event);
+}
+
 const Alv__Task *world_task(struct world *w, struct peer worker)
 {
     Alv__TaskRequest r = ALV__TASK_REQUEST__INIT;

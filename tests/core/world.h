@@ -57,6 +57,8 @@ const struct said *world_push_many(struct world *w, struct peer peer, uint64_t p
 const struct said *world_control(struct world *w, Alv__ControlVerb verb, const char *domain, const char *name,
                                  const char *value, uint64_t number);
 
+const struct said *world_retract(struct world *w, const char *domain, struct domain_id id, const char *record);
+
 /* A task for this worker, or NULL. */
 const Alv__Task *world_task(struct world *w, struct peer worker);
 const struct said *world_commit_delta(struct world *w, struct peer worker, const Alv__Lease *lease,

@@ -490,9 +490,10 @@ void check_admitted(struct world *w, const struct node *node)
 void check_lease(struct world *w, const Alv__Lease *lease, const struct digest *work)
 {
     struct lease_seen *seen = lease_seen(w, lease->id);
-    if (seen->done && !digest_eq(&seen->work, work))
+    if (seen->done && seen->exclusion_seq == lease->exclusion_seq && !digest_eq(&seen->work, work))
         fail(w, "promise 6: lease %" PRIu64 " was other work when it was done again", lease->id);
     seen->done = true;
+    seen->exclusion_seq = lease->exclusion_seq;
     seen->work = *work;
 }
 

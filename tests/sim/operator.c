@@ -46,7 +46,10 @@ static void want_rollback(struct world *w, struct action *a)
 static void want_retract(struct world *w, struct action *a)
 {
     struct node *node = &w->nodes[between(w, WORKERS, SUBSCRIBER - 1)];
-    uint32_t id = source_id(node, (uint32_t)between(w, 0, node->n_records - 1));
+    uint32_t at = (uint32_t)between(w, 0, node->n_records - 1);
+    if (node->acked && chance(w, 0.5)) /* what is being learnt or is a probe, perhaps */
+        at = (uint32_t)(node->acked - 1 - between(w, 0, node->acked < 40 ? node->acked - 1 : 39));
+    uint32_t id = source_id(node, at);
     a->verb = ALV__CONTROL_VERB__CONTROL_RETRACT;
     a->domain = domain_names[node->index - WORKERS];
     snprintf(a->record, sizeof a->record, "%u", id);
@@ -83,7 +86,7 @@ static void choose(struct world *w, struct action *a)
     }
     if (!w->faults)
         return;
-    switch (between(w, 0, 9)) {
+    switch (between(w, 0, 10)) {
     case 0:
     case 1:
         want_promote(w, a);
@@ -94,6 +97,7 @@ static void choose(struct world *w, struct action *a)
         break;
     case 3:
     case 4:
+    case 9:
         want_retract(w, a);
         break;
     case 5:

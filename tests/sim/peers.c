@@ -178,8 +178,10 @@ static void worker_effects(struct world *w, struct node *node)
             job_later(w, node, e, between(w, 1, 20));
             break;
         case WORKER_PREPARE:
-        case WORKER_FETCH:
             job_later(w, node, e, between(w, 1, 100));
+            break;
+        case WORKER_FETCH: /* at times so slow that text goes meanwhile */
+            job_later(w, node, e, w->faults && chance(w, 0.2) ? between(w, 100, 4000) : between(w, 1, 100));
             break;
         case WORKER_TRAIN:
         case WORKER_SCORE: {
@@ -232,7 +234,61 @@ static void job_failed(struct world *w, struct node *node, uint64_t job, enum st
     worker_tell(w, node, event);
 }
 
-/* The lease's own ranges, segment by segment, as the worker's shell does; erased text is text without tokens. */
+static bool lease_there(struct world *w, const struct node *node, const Alv__Lease *lease)
+{
+    struct plan plan = {0};
+    struct state_segment segment;
+    struct err err;
+    bool there = true;
+    if (plan_check_lease(lease, &err) || plan_begin(node->view, lease, &plan, &err)) {
+        fail(w, "a lease is refused by its worker: %s", err.text);
+        return true;
+    }
+    for (int pool = 0; pool < MIX_POOLS; pool++)
+        for (uint32_t i = 0; i < plan.n[pool]; i++) {
+            const struct mix_segment *s = &plan.segments[pool][i];
+            if (segment_read(w, s->domain, false, s->offset, &segment))
+                continue;
+            there = false;
+            check_erased(w, lease, s->domain, s->offset);
+        }
+    plan_release(&plan);
+    return there;
+}
+
+static bool windows_there(struct world *w, const Alv__Evaluate *task)
+{
+    struct state_segment segment;
+    bool there = true;
+    for (size_t r = 0; r < task->n_windows; r++)
+        there &= segment_read(w, (struct domain_id){(uint16_t)task->windows[r]->domain}, true, task->windows[r]->first,
+                              &segment);
+    return there;
+}
+
+/* What a task names is read; what was erased since is missing. */
+static void fetch(struct world *w, struct node *node, const struct happen *h)
+{
+    Alv__Lease *lease = h->evaluate ? NULL : alv__lease__unpack(NULL, h->bytes.len, h->bytes.data);
+    Alv__Evaluate *task = h->evaluate ? alv__evaluate__unpack(NULL, h->bytes.len, h->bytes.data) : NULL;
+    CHECK(lease || task);
+    bool there = lease ? lease_there(w, node, lease) : windows_there(w, task);
+    struct worker_event event = {.kind = there ? WORKER_FETCHED : WORKER_FAILED, .job = h->job};
+    if (!there) {
+        event.failed.status = ST_NOT_FOUND;
+        event.failed.text = "a segment is no longer in the log";
+        event.failed.missing = true;
+        *(lease ? &w->result->leases_missing : &w->result->windows_missing) += 1;
+    }
+    worker_tell(w, node, event);
+    if (lease)
+        alv__lease__free_unpacked(lease, NULL);
+    if (task)
+        alv__evaluate__free_unpacked(task, NULL);
+}
+
+/* The lease's own ranges, segment by segment, as the worker's shell does; text erased since it was fetched is text
+ * without tokens. */
 static void train(struct world *w, struct node *node, const struct happen *h)
 {
     Alv__Lease *lease = alv__lease__unpack(NULL, h->bytes.len, h->bytes.data);
@@ -297,7 +353,7 @@ static void train(struct world *w, struct node *node, const struct happen *h)
         trained.target_tokens += order.rows[pool];
     struct digest work;
     hasher_end(&hasher, &work);
-    if (whole) /* what was erased meanwhile is not trained by who comes later */
+    if (whole) /* what was erased since it was fetched */
         check_lease(w, lease, &work);
     trained.delta = work;
     trained.delta.b[0] = (uint8_t)lease->generation; /* a delta's head names the grant */
@@ -369,7 +425,7 @@ static void worker_job(struct world *w, struct node *node, const struct happen *
         worker_tell(w, node, (struct worker_event){.kind = WORKER_EXCLUDED, .job = h->job});
         break;
     case WORKER_FETCH:
-        worker_tell(w, node, (struct worker_event){.kind = WORKER_FETCHED, .job = h->job});
+        fetch(w, node, h);
         break;
     case WORKER_TRAIN:
         train(w, node, h);

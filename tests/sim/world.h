@@ -129,7 +129,8 @@ struct lease_seen {
     uint32_t held_generation; /* the grant that `holder` has */
     uint8_t holder[24];       /* instance and boot */
     bool done;
-    struct digest work; /* what was trained for it: the same whoever did it */
+    uint64_t exclusion_seq; /* of the plan that `work` was done by */
+    struct digest work;     /* what was trained for it: the same whoever did it */
 };
 
 struct world {

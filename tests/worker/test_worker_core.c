@@ -450,6 +450,7 @@ static void test_drain(void)
     step(&b, (struct worker_event){.kind = WORKER_DRAIN});
     EXPECT(find(&b, WORKER_CANCEL) && find(&b, WORKER_CANCEL)->job == job);
     uint64_t back = request_of(&b, VERB_TASK_RETURN);
+    EXPECT_EQ(((const Alv__TaskReturn *)sent(&b, VERB_TASK_RETURN)->message)->why, ALV__RETURN_REASON__RETURN_DRAINING);
     finish_training(&b, job);
     EXPECT(!find(&b, WORKER_UPLOAD));
     Alv__Ok ok = ALV__OK__INIT;
@@ -497,6 +498,28 @@ static void test_a_delta_survives_a_restart(void)
         EXPECT_STR(((const Alv__TaskReturn *)sent(&b, VERB_TASK_RETURN)->message)->reason, "no such blob: caf");
     bench_end(&b);
     alv__delta_commit__free_unpacked(kept, NULL);
+}
+
+static void test_missing_text_is_handed_back_and_nobody_blamed(void)
+{
+    struct bench b;
+    uint64_t request = bench_ready(&b, NULL);
+    for (int i = 0; i < 20; i++) { /* more often than a worker may fail in a row */
+        grant(&b, request, 0);
+        struct worker_event failed = job_event(&b, WORKER_FAILED);
+        failed.failed.status = ST_NOT_FOUND;
+        failed.failed.text = "domain 1: train segment 7 is no longer in the log";
+        failed.failed.missing = true;
+        step(&b, failed);
+        const struct worker_effect *e = sent(&b, VERB_TASK_RETURN);
+        REQUIRE(e != NULL);
+        EXPECT_EQ(((const Alv__TaskReturn *)e->message)->why, ALV__RETURN_REASON__RETURN_MISSING);
+        EXPECT_STR(((const Alv__TaskReturn *)e->message)->reason, failed.failed.text);
+        Alv__Ok ok = ALV__OK__INIT;
+        reply(&b, request_of(&b, VERB_TASK_RETURN), VERB_TASK_RETURN_OK, &ok);
+        request = request_of(&b, VERB_TASK_REQUEST); /* at once */
+    }
+    bench_end(&b);
 }
 
 static void test_failures_are_bounded(void)
@@ -566,6 +589,7 @@ int main(void)
     RUN(test_another_base_is_refused_by_name);
     RUN(test_drain);
     RUN(test_a_delta_survives_a_restart);
+    RUN(test_missing_text_is_handed_back_and_nobody_blamed);
     RUN(test_failures_are_bounded);
     RUN(test_refused_for_good);
     return harness_end();

@@ -25,6 +25,7 @@ struct coordinator {
     struct buf adapters[ADAPTERS];
     struct digest digests[ADAPTERS];
     int stop_fd; /* the worker's */
+    Alv__ReturnReason why;
     uint32_t tasks, restarts_left, segments, evaluations, missing_from;
     uint64_t applied; /* exclusions the worker says it has applied, at its first request for a task */
     struct buf delta; /* received */
@@ -213,6 +214,7 @@ static bool handle(struct rig *rig, const struct incoming *in)
         break;
     case VERB_TASK_RETURN:
         snprintf(c->reason, sizeof c->reason, "%s", ((const Alv__TaskReturn *)in->message)->reason);
+        c->why = ((const Alv__TaskReturn *)in->message)->why;
         c->returns++;
         c->tasks++;
         answer(rig, in, &ok);
@@ -312,6 +314,7 @@ static void test_what_is_missing_is_named(void)
     EXPECT_EQ(c.commits, 0);
     EXPECT_EQ(c.returns, 1);
     EXPECT(strstr(c.reason, "105") != NULL);
+    EXPECT_EQ(c.why, ALV__RETURN_REASON__RETURN_MISSING);
     coordinator_release(&c);
 }
 
