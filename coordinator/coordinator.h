@@ -61,7 +61,9 @@ struct coordinator_options {
     const char *dir;
     const char *host;       /* to bind; NULL: "127.0.0.1"; "*" for every interface */
     uint16_t port;          /* base port; 0: the line's */
-    uint16_t http_port;     /* loopback /livez /readyz /metrics and /; 0: none */
+    uint16_t http_port;     /* /livez /readyz /metrics and /; 0: none */
+    const char *http_host;  /* to bind for them; NULL: "127.0.0.1" */
+    const char *http_name;  /* a name they may be asked for by, beside addresses and localhost; NULL: none */
     uint64_t reserve_bytes; /* free space to keep; 0: 256 MiB. Below twice this, pushes are refused for now */
     uint64_t upload_bytes;  /* of deltas on their way in, all workers together; 0: 4 GiB */
     int stop_fd;            /* readable: stop as if SIGTERM had come; -1: none */

@@ -32,6 +32,7 @@
 #include "coordinator/dashboard.h"
 #include "coordinator/dir.h"
 #include "coordinator/facts.h"
+#include "coordinator/history.h"
 #include "coordinator/peers.h"
 #include "coordinator/report.h"
 #include "coordinator/roots.h"
@@ -45,7 +46,8 @@ enum {
     CHORES_MS = 1000,    /* disk space, idle peers, deferred deletions, the status page */
     RESERVE_DEFAULT = 256 << 20,
     UPLOADS_DEFAULT_GIB = 4,
-    DROPS_MAX = 4096, /* deletions waiting for a pin to go; more are found at the next start */
+    HISTORY_TURN = 16, /* versions whose losses are read in one round of chores */
+    DROPS_MAX = 4096,  /* deletions waiting for a pin to go; more are found at the next start */
     FD_SIGNAL = 0,
     FD_MAIL,
     FD_STOP,
@@ -68,6 +70,7 @@ struct loop {
     struct aggregator *aggregator;
     struct bulk *bulk;
     struct dashboard *dashboard;
+    struct history *history;
     struct peers *peers;
     int fds[FDS];
     bool stop, disk_low;
@@ -155,11 +158,17 @@ static void answer(struct loop *l, const struct incoming *in, uint16_t verb, con
     (void)endpoint_send(l->endpoint, &in->from, verb, in->request_id, message, NULL);
 }
 
+static struct report_source source_of(const struct loop *l)
+{
+    return (struct report_source){
+        .core = l->core, .log = l->log, .dir = &l->dir, .history = l->history, .now_ms = clock_ms()};
+}
+
 /* What the shell answers from disk and snapshot; false: it is the core's. */
 static bool answer_here(struct loop *l, const struct incoming *in)
 {
     struct err err = {""};
-    struct report_source source = {.core = l->core, .log = l->log, .dir = &l->dir, .now_ms = clock_ms()};
+    struct report_source source = source_of(l);
     struct report_reply r = {0};
     enum status st;
     if (in->verb == VERB_CONTROL && report_answers((const Alv__Control *)in->message))
@@ -302,8 +311,11 @@ static void chores(struct loop *l)
         if (!roots_find(l->roots, &stale))
             drop_blob(l, &stale);
 
-    struct report_source source = {.core = l->core, .log = l->log, .dir = &l->dir, .now_ms = now};
-    dashboard_update(l->dashboard, &source, l->disk_low);
+    struct report_source source = source_of(l);
+    dashboard_update(l->dashboard, &source);
+    st = history_fill(l->history, streamlog_db(l->log), report_newest(l->core), HISTORY_TURN, &err);
+    if (st && st != ST_NOT_FOUND) /* the newest may not be committed yet */
+        log_error("coordinator", "reading the versions' losses: %s", err.text);
 }
 
 static int wait_ms(const struct loop *l)
@@ -467,12 +479,18 @@ static enum status open_doors(struct loop *l, struct err *err)
                              .blobs = l->blobs,
                              .roots = l->roots,
                              .upload_bytes = l->options.upload_bytes};
+    struct dashboard_config hc = {.host = l->options.http_host,
+                                  .name = l->options.http_name,
+                                  .port = l->options.http_port,
+                                  .metrics = l->metrics,
+                                  .log = l->log,
+                                  .zap = l->zap};
     if (!st)
         st = facts_session(l->log, &bc.session, err);
     if (!st)
         st = bulk_start(&bc, &l->bulk, err);
     if (!st)
-        st = dashboard_start(l->metrics, l->options.http_port, &l->dashboard, err);
+        st = dashboard_start(&hc, &l->dashboard, err);
     return st;
 }
 
@@ -496,6 +514,7 @@ static enum status shut_down(struct loop *l, struct err *err)
     }
     enum status st = streamlog_close(&l->log, err);
     core_free(l->core);
+    history_free(l->history);
     peers_free(l->peers);
     roots_free(l->roots);
     blob_store_close(&l->blobs);
@@ -521,6 +540,7 @@ enum status coordinator_run(const struct coordinator_options *options, struct er
     l->options.reserve_bytes = options->reserve_bytes ? options->reserve_bytes : RESERVE_DEFAULT;
     l->options.upload_bytes = options->upload_bytes ? options->upload_bytes : (uint64_t)UPLOADS_DEFAULT_GIB << 30;
     l->metrics = metrics_new();
+    l->history = history_new();
     enum status st = open_fds(l, err);
     if (!st)
         st = open_disk(l, err);

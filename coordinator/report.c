@@ -54,6 +54,14 @@ bool report_answers(const Alv__Control *control)
     }
 }
 
+static json_t *status_now(const struct report_source *source)
+{
+    struct picture *p = picture_take(source);
+    json_t *json = report_status(p);
+    free(p);
+    return json;
+}
+
 enum status report_control(const struct report_source *source, const Alv__Control *control, struct report_reply *out,
                            struct err *err)
 {
@@ -61,7 +69,7 @@ enum status report_control(const struct report_source *source, const Alv__Contro
     enum status st = ST_OK;
     switch (control->verb) {
     case ALV__CONTROL_VERB__CONTROL_STATUS:
-        json = report_status(source);
+        json = status_now(source);
         break;
     case ALV__CONTROL_VERB__CONTROL_VERSIONS:
         st = report_versions(source, control, &json, err);

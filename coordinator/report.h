@@ -9,17 +9,30 @@
 
 #include <jansson.h>
 
-#include "base/metrics.h"
 #include "coordinator/core/core.h"
+#include "coordinator/core/snapshot.h"
 #include "coordinator/dir.h"
+#include "coordinator/history.h"
 #include "coordinator/streamlog.h"
 
 struct report_source {
     struct core *core;
     struct streamlog *log;
     const struct line_dir *dir;
+    struct history *history; /* for the measures of continual learning; NULL: they are null */
     uint64_t now_ms;
 };
+
+/* All that status, metrics and the page show of one moment: plain values, half a megabyte, to be freed with free(). */
+struct picture {
+    struct snapshot s;
+    struct streamlog_stats log;
+    uint64_t disk_free_bytes, uncommitted;
+    uint64_t published_s; /* the newest version; 0: not known yet */
+    uint64_t stalled_ms;  /* how long commits have not got on */
+    bool alarmed;
+};
+struct picture *picture_take(const struct report_source *source); /* by the core's owner */
 
 struct report_reply { /* zeroed is empty; holds the message and what it borrows */
     union {
@@ -46,15 +59,17 @@ enum status report_watch(const struct report_source *source, const Alv__Watch *w
 uint64_t report_newest(const struct core *core);  /* version number */
 uint64_t report_session(const struct core *core); /* counter */
 
-void report_metrics(const struct report_source *source, struct metrics *metrics); /* gauges of the picture now */
-
 /* The parts: a new JSON value, or a status. status.c, versions.c and trace.c. */
-json_t *report_status(const struct report_source *source);
+json_t *report_status(const struct picture *picture);
 enum status report_versions(const struct report_source *source, const Alv__Control *control, json_t **out,
                             struct err *err);
 enum status report_show(const struct report_source *source, uint64_t number, json_t **out, struct err *err);
 enum status report_explain(const struct report_source *source, const Alv__Control *control, json_t **out,
                            struct err *err);
+/* The `n` newest verdicts of rounds before `before` (0: all), refused ones included: {"verdicts": [as EXPLAIN], "next"}. */
+enum status report_verdicts(struct db *db, uint64_t before, uint32_t n, json_t **out, struct err *err);
+/* The `n` newest held leases, as QUARANTINE_LIST. */
+enum status report_held(struct db *db, uint32_t n, json_t **out, struct err *err);
 enum status report_trace(const struct report_source *source, const Alv__Control *control, json_t **out,
                          struct err *err);
 

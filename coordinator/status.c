@@ -1,4 +1,4 @@
-/* STATUS: the picture of the moment as JSON, and as gauges. */
+/* STATUS: the picture of the moment as JSON. */
 #include <stdlib.h>
 
 #include "coordinator/core/snapshot.h"
@@ -10,27 +10,41 @@ static const char *phase_name(enum round_phase phase)
     return phase <= ROUND_EVALUATING ? names[phase] : "unknown";
 }
 
-static struct snapshot *take(const struct core *core, uint64_t now_ms)
+struct picture *picture_take(const struct report_source *source)
+{
+    struct picture *p = xcalloc(1, sizeof *p);
+    core_snapshot(source->core, source->now_ms, &p->s);
+    streamlog_stats(source->log, &p->log);
+    p->disk_free_bytes = db_free_bytes(streamlog_db(source->log));
+    p->uncommitted = p->s.seq - p->s.committed;
+    p->alarmed = p->s.alarm[0] != 0;
+    return p;
+}
+
+static uint64_t number_of(const struct core *core, bool session)
 {
     struct snapshot *s = xcalloc(1, sizeof *s); /* half a megabyte: not on the stack */
-    core_snapshot(core, now_ms, s);
-    return s;
+    core_snapshot(core, 0, s);
+    uint64_t number = session ? s->session_counter : s->version;
+    free(s);
+    return number;
 }
 
 uint64_t report_newest(const struct core *core)
 {
-    struct snapshot *s = take(core, 0);
-    uint64_t version = s->version;
-    free(s);
-    return version;
+    return number_of(core, false);
 }
 
 uint64_t report_session(const struct core *core)
 {
-    struct snapshot *s = take(core, 0);
-    uint64_t session = s->session_counter;
-    free(s);
-    return session;
+    return number_of(core, true);
+}
+
+static json_t *json_hex(const uint8_t instance[16])
+{
+    char hex[33];
+    hex_encode(instance, 16, hex);
+    return json_string(hex);
 }
 
 static json_t *domain_json(const struct snapshot_domain *d)
@@ -56,6 +70,7 @@ static json_t *domain_json(const struct snapshot_domain *d)
     json_object_set_new(j, "superseded", json_count(d->superseded));
     json_object_set_new(j, "reference", json_count(d->reference));
     json_object_set_new(j, "tokens_per_byte", json_number(d->tokens_per_byte));
+    json_object_set_new(j, "history_weight", json_count(d->history_weight));
     return j;
 }
 
@@ -74,6 +89,8 @@ static json_t *round_json(const struct snapshot *s)
         json_object_set_new(lease, "done", json_count(l->done));
         json_object_set_new(lease, "total", json_count(l->total));
         json_object_set_new(lease, "worker", json_string(l->key.s));
+        json_object_set_new(lease, "instance", json_hex(l->instance));
+        json_object_set_new(lease, "age_ms", l->phase == LEASE_GRANTED ? json_count(l->age_ms) : json_null());
         json_array_append_new(leases, lease);
     }
     json_object_set_new(j, "round", json_count(s->round));
@@ -92,12 +109,10 @@ static json_t *round_json(const struct snapshot *s)
 
 static json_t *member_json(const struct snapshot_member *m)
 {
-    char instance[33];
     json_t *j = json_object();
-    hex_encode(m->instance, sizeof m->instance, instance);
     json_object_set_new(j, "plane", json_string(plane_name(m->plane)));
     json_object_set_new(j, "key", json_string(m->key.s));
-    json_object_set_new(j, "instance", json_string(instance));
+    json_object_set_new(j, "instance", json_hex(m->instance));
     json_object_set_new(j, "here", json_boolean(m->here));
     json_object_set_new(j, "seen_ms", json_count(m->seen_ms));
     if (m->plane == PLANE_WORK) {
@@ -123,21 +138,28 @@ static json_t *aliases_json(const struct snapshot *s)
     return j;
 }
 
-json_t *report_status(const struct report_source *source)
+static json_t *replay_json(const struct snapshot *s)
 {
-    struct snapshot *s = take(source->core, source->now_ms);
-    struct streamlog_stats log;
+    json_t *j = json_object();
+    json_object_set_new(j, "anchor_permille", json_count(s->anchor_permille));
+    json_object_set_new(j, "history_permille", json_count(s->history_permille));
+    json_object_set_new(j, "sample_k", json_count(s->sample_k));
+    return j;
+}
+
+json_t *report_status(const struct picture *p)
+{
+    const struct snapshot *s = &p->s;
     json_t *j = json_object(), *domains = json_array(), *members = json_array(), *commits = json_object();
     uint32_t n_members = s->n_members < SNAPSHOT_MEMBERS ? s->n_members : SNAPSHOT_MEMBERS;
     for (uint32_t i = 0; i < s->n_domains; i++)
         json_array_append_new(domains, domain_json(&s->domains[i]));
     for (uint32_t i = 0; i < n_members; i++)
         json_array_append_new(members, member_json(&s->members[i]));
-    streamlog_stats(source->log, &log);
-    json_object_set_new(commits, "groups", json_count(log.groups));
-    json_object_set_new(commits, "batches", json_count(log.batches));
-    json_object_set_new(commits, "bytes", json_count(log.bytes));
-    json_object_set_new(commits, "seconds", json_number(log.seconds));
+    json_object_set_new(commits, "groups", json_count(p->log.groups));
+    json_object_set_new(commits, "batches", json_count(p->log.batches));
+    json_object_set_new(commits, "bytes", json_count(p->log.bytes));
+    json_object_set_new(commits, "seconds", json_number(p->log.seconds));
 
     json_object_set_new(j, "line", json_string(s->line.s));
     json_object_set_new(j, "version", json_count(s->version));
@@ -147,7 +169,7 @@ json_t *report_status(const struct report_source *source)
     json_object_set_new(j, "pushed_records", json_count(s->pushed_records));
     json_object_set_new(j, "pushed_bytes", json_count(s->pushed_bytes));
     json_object_set_new(j, "disk_low", json_boolean(s->disk_low));
-    json_object_set_new(j, "disk_free_bytes", json_count(db_free_bytes(streamlog_db(source->log))));
+    json_object_set_new(j, "disk_free_bytes", json_count(p->disk_free_bytes));
     json_object_set_new(j, "alarm", s->alarm[0] ? json_string(s->alarm) : json_null());
     json_object_set_new(j, "stopped", json_boolean(s->stopped));
     json_object_set_new(j, "exclusions", json_count(s->exclusions));
@@ -157,53 +179,10 @@ json_t *report_status(const struct report_source *source)
     json_object_set_new(j, "producers", json_count(s->n_producers));
     json_object_set_new(j, "tokens_per_s", json_count(s->tokens_per_s));
     json_object_set_new(j, "commits", commits);
+    json_object_set_new(j, "replay", replay_json(s));
     json_object_set_new(j, "round", round_json(s));
     json_object_set_new(j, "domains", domains);
     json_object_set_new(j, "members", members);
     json_object_set_new(j, "members_total", json_count(s->n_members));
-    free(s);
     return j;
-}
-
-/* ---- gauges ----------------------------------------------------------------------------------------------------- */
-
-static void gauge(struct metrics *m, const char *name, const char *help, double value)
-{
-    series_set(metrics_gauge(m, name, help, NULL), value);
-}
-
-static void domain_gauge(struct metrics *m, const char *name, const char *help, const char *domain, double value)
-{
-    series_set(metrics_gauge(m, name, help, "domain", domain, NULL), value);
-}
-
-void report_metrics(const struct report_source *source, struct metrics *m)
-{
-    struct snapshot *s = take(source->core, source->now_ms);
-    struct streamlog_stats log;
-    streamlog_stats(source->log, &log);
-    gauge(m, "alluvium_version", "Newest published version", (double)s->version);
-    gauge(m, "alluvium_session", "Counter of coordinator starts", (double)s->session_counter);
-    gauge(m, "alluvium_applied_seq", "Newest durable step", (double)s->committed);
-    gauge(m, "alluvium_commit_groups", "Synced commits since the start", (double)log.groups);
-    gauge(m, "alluvium_commit_bytes", "Bytes committed since the start", (double)log.bytes);
-    gauge(m, "alluvium_commit_seconds", "Seconds spent in commits since the start", log.seconds);
-    gauge(m, "alluvium_disk_free_bytes", "Free space of the line's file system",
-          (double)db_free_bytes(streamlog_db(source->log)));
-    gauge(m, "alluvium_disk_low", "1 while pushes are put off", s->disk_low);
-    gauge(m, "alluvium_stopped", "1 while leasing is stopped with an alarm", s->stopped);
-    gauge(m, "alluvium_workers", "Workers here now", s->n_workers);
-    gauge(m, "alluvium_subscribers", "Subscribers here now", s->n_subscribers);
-    gauge(m, "alluvium_round", "Number of the newest round", (double)s->round);
-    gauge(m, "alluvium_round_refusals", "Rounds refused since the last version", s->refusals);
-    gauge(m, "alluvium_tokens_per_second", "Of all workers, as they report", (double)s->tokens_per_s);
-    for (uint32_t i = 0; i < s->n_domains; i++) {
-        const struct snapshot_domain *d = &s->domains[i];
-        domain_gauge(m, "alluvium_domain_segments", "Train segments ever appended", d->name.s, (double)d->segments);
-        domain_gauge(m, "alluvium_domain_pending_bytes", "Text not yet learnt", d->name.s, (double)d->pending_bytes);
-        domain_gauge(m, "alluvium_domain_lag_seconds", "Age of the oldest text not yet learnt", d->name.s,
-                     (double)d->lag_ms / 1000);
-        domain_gauge(m, "alluvium_domain_records", "Records taken in", d->name.s, (double)d->records);
-    }
-    free(s);
 }

@@ -1,92 +1,37 @@
-/* VERSIONS, SHOW and EXPLAIN: what is known of published versions, from their manifests and the matrix of losses. */
+/* VERSIONS and SHOW: what is known of published versions, from their manifests and the matrix of losses. */
 #include <stdlib.h>
 #include <string.h>
 
 #include "base/check.h"
 #include "coordinator/core/state.h"
 #include "coordinator/facts.h"
+#include "coordinator/history.h"
+#include "coordinator/losses.h"
 #include "coordinator/report.h"
 
-enum { PAGE_DEFAULT = 50, PAGE_MAX = 500 };
+enum { PAGE_DEFAULT = 50, PAGE_MAX = 500, FILL_ROWS = 256 };
 
-/* ---- losses ----------------------------------------------------------------------------------------------------- */
-
-static enum status read_losses(struct db *db, uint64_t version, struct domain_id domain, struct state_losses *out,
-                               struct err *err)
-{
-    struct buf b = {0};
-    struct state_key key = key_matrix(version, domain);
-    *out = (struct state_losses){0};
-    enum status st = db_get(db, FAMILY_MATRIX, key.b, key.len, &b, err);
-    if (!st && !state_losses_get(buf_bytes(&b), out))
-        st = err_set(err, ST_CORRUPT, "the losses of version %llu do not decode", (unsigned long long)version);
-    buf_release(&b);
-    return st == ST_NOT_FOUND ? ST_OK : st;
-}
-
-static int by_offset(const void *a, const void *b)
-{
-    uint64_t x = ((const struct window_loss *)a)->offset, y = ((const struct window_loss *)b)->offset;
-    return x < y ? -1 : x > y;
-}
-
-/* Mean losses of two versions on the windows both were scored on: what was learnt since the base, like for like. */
-static bool common_loss(struct state_losses *a, struct state_losses *base, double *loss, double *base_loss)
-{
-    double sum = 0, base_sum = 0;
-    uint64_t tokens = 0;
-    if (base->n)
-        qsort(base->items, base->n, sizeof *base->items, by_offset);
-    for (uint32_t i = 0; i < a->n && base->n; i++) {
-        const struct window_loss *w = bsearch(&a->items[i], base->items, base->n, sizeof *base->items, by_offset);
-        if (!w)
-            continue;
-        sum += a->items[i].candidate;
-        base_sum += w->candidate;
-        tokens += a->items[i].tokens;
-    }
-    if (!tokens)
-        return false;
-    *loss = sum / (double)tokens;
-    *base_loss = base_sum / (double)tokens;
-    return true;
-}
-
-static enum status base_version(struct db *db, struct domain_id domain, uint64_t *out, struct err *err)
-{
-    struct buf b = {0};
-    struct state_domain *d = xmalloc(sizeof *d);
-    struct state_key key = key_u16('d', domain.v);
-    enum status st = db_get(db, FAMILY_META, key.b, key.len, &b, err);
-    if (!st && !state_domain_get(buf_bytes(&b), d))
-        st = err_set(err, ST_CORRUPT, "domain %u does not decode; restore a backup", domain.v);
-    if (!st)
-        *out = d->base;
-    free(d);
-    buf_release(&b);
-    return st;
-}
+/* ---- rows of the matrix ------------------------------------------------------------------------------------------- */
 
 static enum status add_learnt(struct db *db, uint64_t version, struct domain_id domain, json_t *row, struct err *err)
 {
-    struct state_losses now, base = {0};
-    double loss = 0, base_loss = 0;
-    uint64_t since = 0;
-    enum status st = read_losses(db, version, domain, &now, err);
-    if (!st)
-        st = base_version(db, domain, &since, err);
-    if (!st)
-        st = read_losses(db, since, domain, &base, err);
-    if (!st && common_loss(&now, &base, &loss, &base_loss)) {
-        json_object_set_new(row, "base_loss", json_number(base_loss));
-        json_object_set_new(row, "learnt", json_number(base_loss - loss));
-    } else if (!st) {
-        json_object_set_new(row, "base_loss", json_null());
-        json_object_set_new(row, "learnt", json_null());
-    }
-    state_losses_release(&now);
-    state_losses_release(&base);
-    return st;
+    struct learnt l;
+    enum status st = losses_learnt(db, version, domain, &l, err);
+    if (st)
+        return st;
+    json_object_set_new(row, "base_loss", l.measured ? json_number(l.base_loss) : json_null());
+    json_object_set_new(row, "learnt", l.measured ? json_number(l.base_loss - l.loss) : json_null());
+    return ST_OK;
+}
+
+static uint64_t fresh_segments(const struct manifest *m, struct domain_id domain)
+{
+    uint64_t n = 0;
+    for (uint32_t i = 0; i < m->n_leases; i++)
+        for (uint32_t k = 0; k < m->leases[i].n_ranges; k++)
+            if (m->leases[i].ranges[k].domain.v == domain.v)
+                n += m->leases[i].ranges[k].count;
+    return n;
 }
 
 static enum status domain_rows(struct db *db, const struct manifest *m, json_t **out, struct err *err)
@@ -105,6 +50,7 @@ static enum status domain_rows(struct db *db, const struct manifest *m, json_t *
         json_object_set_new(row, "reference_loss", d->tokens ? json_number(d->reference_nll / tokens) : json_null());
         json_object_set_new(row, "forgetting", json_number(d->forgetting));
         json_object_set_new(row, "forgetting_high", json_number(d->forgetting_high));
+        json_object_set_new(row, "fresh_segments", json_count(fresh_segments(m, d->id)));
         st = add_learnt(db, m->number, d->id, row, err);
         json_array_append_new(rows, row);
     }
@@ -163,9 +109,10 @@ static void add_work(const struct manifest *m, json_t *j)
     json_object_set_new(j, "segments", json_count(segments));
 }
 
-static enum status version_json(struct db *db, const struct aliases *aliases, uint64_t number, json_t **out,
-                                struct err *err)
+static enum status version_json(const struct report_source *source, const struct aliases *aliases, uint64_t number,
+                                json_t **out, struct err *err)
 {
+    struct db *db = streamlog_db(source->log);
     struct buf value = {0};
     struct state_version *v = xmalloc(sizeof *v);
     struct manifest *m = xcalloc(1, sizeof *m);
@@ -196,6 +143,7 @@ static enum status version_json(struct db *db, const struct aliases *aliases, ui
     json_object_set_new(j, "train_seconds", json_number((double)v->train_ms / 1000));
     add_work(m, j);
     json_object_set(j, "domains", rows);
+    history_add(source->history, number, j);
     json_t *files = json_array();
     for (uint32_t i = 0; i < m->n_files; i++)
         json_array_append_new(files, file_json(&m->files[i]));
@@ -238,12 +186,14 @@ enum status report_versions(const struct report_source *source, const Alv__Contr
         *aliases = (struct aliases){0};
     if (!st)
         st = facts_counters(source->log, counters, err);
+    if (!st && source->history)
+        st = history_fill(source->history, db, counters->version, FILL_ROWS, err);
     uint64_t end = st ? 0 : counters->version + 1; /* exclusive */
     if (control->number && control->number < end)
         end = control->number;
     for (; !st && n && end; n--) {
         json_t *j;
-        st = version_json(db, aliases, --end, &j, err);
+        st = version_json(source, aliases, --end, &j, err);
         if (!st)
             json_array_append_new(list, j);
     }
@@ -284,7 +234,7 @@ enum status report_show(const struct report_source *source, uint64_t number, jso
     if (st)
         *aliases = (struct aliases){0};
     if (!st)
-        st = version_json(db, aliases, number, &j, err);
+        st = version_json(source, aliases, number, &j, err);
     if (!st)
         st = facts_version(db, number, &value, v, err);
     if (!st)
@@ -316,67 +266,6 @@ enum status report_show(const struct report_source *source, uint64_t number, jso
     free(v);
     aliases_release(aliases);
     free(aliases);
-    buf_release(&value);
-    return st;
-}
-
-/* ---- verdicts --------------------------------------------------------------------------------------------------- */
-
-enum status report_explain(const struct report_source *source, const Alv__Control *control, json_t **out,
-                           struct err *err)
-{
-    struct db *db = streamlog_db(source->log);
-    bool by_round = !strcmp(control->name, "round");
-    uint64_t round = control->number;
-    struct buf value = {0}, next = {0};
-    struct state_verdict verdict;
-    json_error_t at;
-    enum status st = ST_OK;
-    if (!by_round) {
-        struct state_version *v = xmalloc(sizeof *v);
-        st = facts_version(db, control->number, &value, v, err);
-        bool gated = !st && control->number && !v->rollback_of;
-        if (!st && !gated) {
-            *out = json_object();
-            json_object_set_new(*out, "version", json_count(control->number));
-            json_object_set_new(*out, "published", json_true());
-            json_object_set_new(*out, "reason",
-                                json_string(control->number ? "a rollback is published without a gate"
-                                                            : "version 0 is the base: there is nothing to compare"));
-        }
-        round = st ? 0 : v->round;
-        free(v);
-        if (st || !gated)
-            goto done;
-    }
-    bool found = false;
-    for (uint64_t attempt = 0; !st; attempt++) { /* the last attempt is the verdict */
-        struct state_key key = key_pair('v', round, attempt);
-        buf_clear(&next);
-        st = db_get(db, FAMILY_VERSIONS, key.b, key.len, &next, err);
-        if (!st) {
-            struct buf swap = value;
-            value = next, next = swap, found = true;
-        }
-    }
-    if (st == ST_NOT_FOUND && found)
-        st = ST_OK;
-    if (st == ST_NOT_FOUND)
-        st = err_set(err, ST_NOT_FOUND, "there is no verdict on round %llu", (unsigned long long)round);
-    if (!st && !state_verdict_get(buf_bytes(&value), &verdict))
-        st = err_set(err, ST_CORRUPT, "the verdict on round %llu does not decode", (unsigned long long)round);
-    if (st)
-        goto done;
-    json_t *text = json_loadb((const char *)verdict.text.data, verdict.text.len, JSON_ALLOW_NUL, &at);
-    *out = json_object();
-    json_object_set_new(*out, "round", json_count(verdict.round));
-    json_object_set_new(*out, "version", verdict.published ? json_count(verdict.version) : json_null());
-    json_object_set_new(*out, "published", json_boolean(verdict.published));
-    json_object_set_new(*out, "attempt", json_count(verdict.attempt));
-    json_object_set_new(*out, "time_s", json_count(verdict.wall_s));
-    json_object_set_new(*out, "gate", text ? text : json_stringn((const char *)verdict.text.data, verdict.text.len));
-done:
-    buf_release(&next);
     buf_release(&value);
     return st;
 }

@@ -2,6 +2,7 @@
 
 #include <errno.h>
 #include <pthread.h>
+#include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -22,11 +23,12 @@ struct zap {
     void *socket;             /* REP, the thread's */
     void *stop_in, *stop_out; /* PAIR: a message, or its end, stops the thread */
     struct series *counts[RESULTS];
+    _Atomic uint64_t beat_ms; /* when the thread last waited for a handshake */
 };
 
 /* ---- one request */
 
-enum { FRAMES = 7, FRAME_BYTES = 255 };
+enum { FRAMES = 7, FRAME_BYTES = 255, BEAT_MS = 1000 };
 
 struct request {
     int n;
@@ -92,7 +94,8 @@ static void *run(void *arg)
     for (;;) {
         struct request r;
         char user[CURVE_Z85_SIZE] = "";
-        if (zmq_poll(items, 2, -1) < 0 && errno != EINTR)
+        atomic_store(&z->beat_ms, clock_ms());
+        if (zmq_poll(items, 2, BEAT_MS) < 0 && errno != EINTR)
             break;
         if (items[1].revents)
             return NULL;
@@ -111,6 +114,11 @@ static void *run(void *arg)
 }
 
 /* ---- life */
+
+bool zap_alive(const struct zap *z)
+{
+    return clock_ms() - atomic_load(&z->beat_ms) < 10 * BEAT_MS;
+}
 
 static enum status open_sockets(void *zmq, struct zap *z, struct err *err)
 {
@@ -143,6 +151,7 @@ enum status zap_start(void *zmq, struct keys *keys, struct metrics *metrics, str
     static const char *const results[RESULTS] = {"ok", "unknown", "malformed", "unavailable"};
     struct zap *z = xcalloc(1, sizeof *z);
     z->keys = keys;
+    z->beat_ms = clock_ms();
     for (int i = 0; i < RESULTS; i++)
         z->counts[i] = metrics_counter(metrics, "alluvium_handshakes_total", "CURVE handshakes by result", "result",
                                        results[i], NULL);

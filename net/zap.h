@@ -11,6 +11,8 @@
 #ifndef NET_ZAP_H
 #define NET_ZAP_H
 
+#include <stdbool.h>
+
 #include "base/metrics.h"
 #include "base/status.h"
 #include "net/keys.h"
@@ -23,6 +25,8 @@ struct zap;
  * alluvium_handshakes_total{result="ok|unknown|malformed|unavailable"}. ST_CONFLICT: the context has a handler. */
 enum status zap_start(void *zmq, struct keys *keys, struct metrics *metrics, struct zap **out, struct err *err);
 void zap_stop(struct zap *zap); /* after the last endpoint is closed */
+/* Has its thread looked for handshakes lately? Any thread may ask. */
+bool zap_alive(const struct zap *zap);
 
 /* Proves that the door is shut: binds a socket of our kind on loopback, knocks with a key nobody knows, and demands
  * that the handshake is refused. ST_DENIED (do not serve!) when a message got through or the refusal did not come.

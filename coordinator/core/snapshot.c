@@ -57,12 +57,16 @@ static void fill_members(const struct core *core, uint64_t now_ms, struct snapsh
             out->n_workers++, out->tokens_per_s += m->tokens_per_s;
         out->n_subscribers += m->here && m->peer.plane == PLANE_MODELS;
         out->n_producers += m->here && m->peer.plane == PLANE_INGEST;
-        if ((m->peer.plane == PLANE_WORK || m->peer.plane == PLANE_MODELS) && out->n_members < SNAPSHOT_MEMBERS)
-            fill_member(m, now_ms, &out->members[out->n_members++]);
     }
+    for (int gone = 0; gone < 2; gone++) /* the list is short: those who have left do not push others out */
+        for (size_t i = 0; i < core->members_n && out->n_members < SNAPSHOT_MEMBERS; i++) {
+            const struct member *m = core->members[i];
+            if ((m->peer.plane == PLANE_WORK || m->peer.plane == PLANE_MODELS) && m->here == !gone)
+                fill_member(m, now_ms, &out->members[out->n_members++]);
+        }
 }
 
-static void fill_round(const struct core *core, struct snapshot *out)
+static void fill_round(const struct core *core, uint64_t now_ms, struct snapshot *out)
 {
     out->round = core->round.number;
     out->phase = core->round.phase;
@@ -75,8 +79,15 @@ static void fill_round(const struct core *core, struct snapshot *out)
     for (uint32_t i = 0; i < core->n_leases && i < SNAPSHOT_LEASES; i++) {
         const struct lease *l = core->leases[i];
         struct snapshot_lease *s = &out->leases[i];
-        *s = (struct snapshot_lease){l->s.id,  l->s.generation, l->s.attempts, l->done,
-                                     l->total, l->s.phase,      l->s.key,      {0}};
+        *s = (struct snapshot_lease){.id = l->s.id,
+                                     .generation = l->s.generation,
+                                     .attempts = l->s.attempts,
+                                     .done = l->done,
+                                     .total = l->total,
+                                     .phase = l->s.phase,
+                                     .key = l->s.key};
+        if (l->s.phase == LEASE_GRANTED && now_ms > l->granted_ms)
+            s->age_ms = now_ms - l->granted_ms;
         memcpy(s->instance, l->s.instance, 16);
     }
     out->eval_tasks = core->eval.n_tasks;
@@ -102,11 +113,16 @@ void core_snapshot(const struct core *core, uint64_t now_ms, struct snapshot *ou
     out->n_domains = core->n_domains;
     for (uint32_t i = 0; i < core->n_domains; i++)
         fill_domain(core, core->domains[i], out->tokens_per_s, &out->domains[i]);
-    fill_round(core, out);
+    for (uint32_t i = 0; i < core->round.n_domains; i++)
+        out->domains[i].history_weight = core->round.domains[i].weight;
+    fill_round(core, now_ms, out);
     out->version = core->counters.version;
     out->aliases_seq = core->aliases.seq;
     out->n_aliases = core->aliases.n_aliases;
     memcpy(out->aliases, core->aliases.aliases, sizeof out->aliases);
     out->exclusions = core->exclusions_n;
     out->quarantined = core->held_n;
+    out->anchor_permille = core->config.settings.anchor_permille;
+    out->history_permille = core->config.settings.history_permille;
+    out->sample_k = core->config.settings.sample_k;
 }

@@ -36,6 +36,7 @@ struct snapshot {
         uint64_t records, duplicates, refused, superseded;
         uint64_t reference;
         double tokens_per_byte;
+        uint32_t history_weight; /* in the history pool of the newest round */
     } domains[LIMIT_DOMAINS];
 
     uint64_t round;
@@ -45,6 +46,7 @@ struct snapshot {
     struct snapshot_lease {
         uint64_t id;
         uint32_t generation, attempts, done, total;
+        uint64_t age_ms; /* granted: since then */
         enum lease_phase phase;
         struct name key;
         uint8_t instance[16];
@@ -53,7 +55,7 @@ struct snapshot {
 
     uint32_t n_workers, n_subscribers, n_producers; /* here now */
     uint64_t tokens_per_s;                          /* of all workers */
-    uint32_t n_members;                             /* held below */
+    uint32_t n_members;                             /* held below: who is here first */
     struct snapshot_member {
         enum plane plane;
         struct name key;
@@ -70,7 +72,8 @@ struct snapshot {
     uint64_t aliases_seq;
     uint32_t n_aliases;
     struct alias aliases[ALIASES_MAX];
-    uint64_t exclusions, quarantined; /* entries of the log; held leases */
+    uint64_t exclusions, quarantined;                     /* entries of the log; held leases */
+    uint32_t anchor_permille, history_permille, sample_k; /* what a lease mixes in, as the line is set */
 };
 
 #endif

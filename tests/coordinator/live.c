@@ -19,12 +19,13 @@
 void live_main(int argc, char **argv)
 {
     hash_start();
-    if (argc != 5 || strcmp(argv[1], "--serve"))
+    if (argc != 6 || strcmp(argv[1], "--serve"))
         return;
     struct err err;
     struct coordinator_options options = {.dir = argv[2],
                                           .port = (uint16_t)strtoul(argv[3], NULL, 10),
                                           .reserve_bytes = strtoull(argv[4], NULL, 10),
+                                          .http_port = (uint16_t)strtoul(argv[5], NULL, 10),
                                           .stop_fd = -1};
     enum status st = coordinator_run(&options, &err);
     if (st)
@@ -79,11 +80,19 @@ uint16_t live_port(void)
     return (uint16_t)(10000 + (getpid() % 2200) * 10); /* below the ephemeral ports */
 }
 
+static uint16_t http_port;
+
+void live_http(uint16_t port)
+{
+    http_port = port;
+}
+
 pid_t live_start(const char *dir, uint16_t port, uint64_t reserve, const char *failpoints, const char *log)
 {
-    char self[] = "/proc/self/exe", port_text[16], reserve_text[32];
+    char self[] = "/proc/self/exe", port_text[16], reserve_text[32], http_text[16];
     snprintf(port_text, sizeof port_text, "%u", port);
     snprintf(reserve_text, sizeof reserve_text, "%llu", (unsigned long long)reserve);
+    snprintf(http_text, sizeof http_text, "%u", http_port);
     pid_t pid = fork();
     CHECK(pid >= 0);
     if (pid)
@@ -94,7 +103,7 @@ pid_t live_start(const char *dir, uint16_t port, uint64_t reserve, const char *f
     int fd = open(log ? log : "/dev/null", O_WRONLY | O_CREAT | O_APPEND, 0600);
     if (fd >= 0)
         dup2(fd, 2);
-    char *argv[] = {self, (char[]){"--serve"}, strdup(dir), port_text, reserve_text, NULL};
+    char *argv[] = {self, (char[]){"--serve"}, strdup(dir), port_text, reserve_text, http_text, NULL};
     execv(self, argv);
     _exit(127);
 }

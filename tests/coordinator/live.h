@@ -1,6 +1,6 @@
 /* live.h - a real coordinator as a child process, and a plain client of it; for tests and benchmarks.
  *
- * The child is this same program, started again as `PROGRAM --serve DIR PORT RESERVE`: a fresh process, so that neither
+ * The child is this same program, started again as `PROGRAM --serve DIR PORT RESERVE HTTP`: a fresh process, so that neither
  * RocksDB's nor ZeroMQ's threads are forked. main() calls live_main() first.
  */
 #ifndef LIVE_H
@@ -23,7 +23,8 @@ uint16_t live_port(void); /* a base port of this process's own */
 
 /* `failpoints` (may be NULL) arms the child. The exit code of a coordinator that ends by itself is 10 - status. */
 pid_t live_start(const char *dir, uint16_t port, uint64_t reserve, const char *failpoints, const char *log);
-int live_wait(pid_t pid); /* exit code, or 1000 + signal */
+void live_http(uint16_t port); /* of the coordinators started from now on; 0, at first: none */
+int live_wait(pid_t pid);      /* exit code, or 1000 + signal */
 int live_end(pid_t pid, int signal_no);
 
 struct client {

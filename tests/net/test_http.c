@@ -2,38 +2,46 @@
 #include <arpa/inet.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/resource.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
 #include "harness.h"
 #include "net/http.h"
 
-/* One request, the whole answer. */
-static void ask(const struct http *http, const char *request, struct buf *out)
+static int dial(const struct http *http)
 {
     struct sockaddr_in at = {.sin_family = AF_INET, .sin_port = htons(http_port(http))};
     inet_pton(AF_INET, "127.0.0.1", &at.sin_addr);
-    buf_clear(out);
     int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
-    if (EXPECT(connect(fd, (struct sockaddr *)&at, sizeof at) == 0)) {
-        EXPECT(send(fd, request, strlen(request), MSG_NOSIGNAL) == (ssize_t)strlen(request));
-        ssize_t n;
-        do {
-            buf_reserve(out, 4096);
-            n = recv(fd, out->data + out->len, out->cap - out->len, 0);
-            out->len += n > 0 ? (size_t)n : 0;
-        } while (n > 0);
-    }
+    EXPECT(connect(fd, (struct sockaddr *)&at, sizeof at) == 0);
+    return fd;
+}
+
+/* One request, the whole answer. A server that closes early is no failure of the asker. */
+static void ask(const struct http *http, const char *request, struct buf *out)
+{
+    int fd = dial(http);
+    ssize_t n;
+    buf_clear(out);
+    (void)!send(fd, request, strlen(request), MSG_NOSIGNAL);
+    do {
+        buf_reserve(out, 4096);
+        n = recv(fd, out->data + out->len, out->cap - out->len, 0);
+        out->len += n > 0 ? (size_t)n : 0;
+    } while (n > 0);
     close(fd);
     buf_cstr(out);
 }
 
-#define CLOSE " HTTP/1.1\r\nHost: x\r\nConnection: close\r\n"
+#define VERSION(host) " HTTP/1.1\r\nHost: " host "\r\nConnection: close\r\n"
+#define CLOSE VERSION("127.0.0.1:7480")
 
 static void echo(void *user, const struct http_request *request, struct http_reply *reply)
 {
     const char *n = http_query(request, "n");
     reply->status = n ? 200 : 503;
+    reply->tagged = true;
     buf_printf(&reply->body, "%s %s", (const char *)user, n ? n : "none");
 }
 
@@ -56,8 +64,8 @@ static void test_pages(void)
     char word[] = "hello";
     series_add(metrics_counter(m, "alluvium_x_total", "x", NULL), 3);
     struct http_route routes[] = {{"/echo", echo, word}, {"/metrics", http_metrics, m}};
-    EXPECT_ST(http_start("not an address", 0, routes, 2, &http, &err), ST_CONFIG, &err);
-    EXPECT_ST(http_start(NULL, 0, routes, 2, &http, &err), ST_OK, &err);
+    EXPECT_ST(http_start("not an address", 0, NULL, routes, 2, &http, &err), ST_CONFIG, &err);
+    EXPECT_ST(http_start(NULL, 0, NULL, routes, 2, &http, &err), ST_OK, &err);
     REQUIRE(http);
     ask(http, "GET /echo?n=5" CLOSE "\r\n", &b);
     EXPECT(starts(&b, "HTTP/1.1 200") && has(&b, "\r\n\r\nhello 5") && has(&b, "nosniff"));
@@ -76,10 +84,119 @@ static void test_pages(void)
     ask(http, "garbage\r\n\r\n", &b);
     EXPECT(!has(&b, "200 OK"));
     struct http *second = NULL;
-    EXPECT_ST(http_start(NULL, http_port(http), routes, 2, &second, &err), ST_IO, &err);
+    EXPECT_ST(http_start(NULL, http_port(http), NULL, routes, 2, &second, &err), ST_IO, &err);
     http_stop(http);
     metrics_free(m);
     buf_release(&b);
+}
+
+static void test_hosts(void)
+{
+    struct http *http = NULL;
+    struct err err = {{0}};
+    struct buf b = {0};
+    char word[] = "hello";
+    struct http_route routes[] = {{"/echo", echo, word}};
+    EXPECT_ST(http_start(NULL, 0, "line.example", routes, 1, &http, &err), ST_OK, &err);
+    REQUIRE(http);
+    static const struct {
+        const char *request;
+        bool allowed;
+    } rows[] = {
+        {"GET /echo?n=1" VERSION("127.0.0.1") "\r\n", true},
+        {"GET /echo?n=1" VERSION("10.1.2.3:7480") "\r\n", true},
+        {"GET /echo?n=1" VERSION("[::1]:7480") "\r\n", true},
+        {"GET /echo?n=1" VERSION("LocalHost:1") "\r\n", true},
+        {"GET /echo?n=1" VERSION("line.example:7480") "\r\n", true},
+        {"GET /echo?n=1 HTTP/1.0\r\n\r\n", true},
+        {"GET /echo?n=1" VERSION("evil.example") "\r\n", false},
+        {"GET /echo?n=1" VERSION("127.0.0.1.evil.example:7480") "\r\n", false},
+        {"GET /echo?n=1" VERSION("localhost.evil.example") "\r\n", false},
+        {"GET /echo?n=1" VERSION("line.example:80:80") "\r\n", false},
+        {"GET /echo?n=1" VERSION("[::1") "\r\n", false},
+        {"GET /echo?n=1" VERSION("[::1]evil.example") "\r\n", false},
+        {"GET /echo?n=1" VERSION("") "\r\n", false},
+    };
+    for (size_t i = 0; i < sizeof rows / sizeof rows[0]; i++) {
+        ask(http, rows[i].request, &b);
+        if (!EXPECT(starts(&b, rows[i].allowed ? "HTTP/1.1 200" : "HTTP/1.1 421")))
+            printf("  %s  %.60s\n", rows[i].request, (const char *)b.data);
+    }
+    http_stop(http);
+    buf_release(&b);
+}
+
+static void test_tags(void)
+{
+    struct http *http = NULL;
+    struct err err = {{0}};
+    struct buf b = {0};
+    char word[] = "hello", request[300];
+    struct http_route routes[] = {{"/echo", echo, word}};
+    EXPECT_ST(http_start(NULL, 0, NULL, routes, 1, &http, &err), ST_OK, &err);
+    REQUIRE(http);
+    ask(http, "GET /echo?n=5" CLOSE "\r\n", &b);
+    EXPECT(has(&b, "default-src 'none'") && has(&b, "frame-ancestors 'none'") && !has(&b, "unsafe"));
+    char *tag = strstr((char *)b.data, "ETag: ");
+    REQUIRE(tag && strcspn(tag, "\r") == strlen("ETag: ") + 34);
+    snprintf(request, sizeof request, "GET /echo?n=5" CLOSE "If-None-Match: %.34s\r\n\r\n", tag + strlen("ETag: "));
+    ask(http, request, &b);
+    EXPECT(starts(&b, "HTTP/1.1 304") && !has(&b, "hello"));
+    memcpy(strstr(request, "n=5"), "n=6", 3);
+    ask(http, request, &b);
+    EXPECT(starts(&b, "HTTP/1.1 200") && has(&b, "hello 6"));
+    http_stop(http);
+    buf_release(&b);
+}
+
+/* Clients that never finish their request, more headers than anybody needs, descriptors beyond select()'s: a probe is answered. */
+static void test_hostile(void)
+{
+    enum { SLOW = 3 * HTTP_CONNECTIONS_MAX, HIGH = 1100 };
+    struct http *http = NULL;
+    struct err err = {{0}};
+    struct buf b = {0}, big = {0};
+    char word[] = "hello";
+    static int slow[SLOW], high[HIGH];
+    struct rlimit files;
+    struct http_route routes[] = {{"/echo", echo, word}};
+    EXPECT_ST(http_start(NULL, 0, NULL, routes, 1, &http, &err), ST_OK, &err);
+    REQUIRE(http);
+
+    for (int i = 0; i < SLOW; i++) {
+        slow[i] = dial(http);
+        EXPECT(send(slow[i], "GET /echo", 9, MSG_NOSIGNAL) == 9);
+        if (i % 16 == 0) {
+            ask(http, "GET /echo?n=5" CLOSE "\r\n", &b);
+            EXPECT(starts(&b, "HTTP/1.1 200"));
+        }
+    }
+    char byte;
+    EXPECT(recv(slow[0], &byte, 1, 0) <= 0); /* the first made room; the last one still may finish */
+    EXPECT(send(slow[SLOW - 1], "?n=7" CLOSE "\r\n", strlen("?n=7" CLOSE "\r\n"), MSG_NOSIGNAL) > 0);
+    EXPECT(recv(slow[SLOW - 1], &byte, 1, 0) == 1 && byte == 'H');
+    for (int i = 0; i < SLOW; i++)
+        close(slow[i]);
+
+    buf_printf(&big, "GET /echo?n=5" CLOSE);
+    for (int i = 0; i < 4000; i++)
+        buf_printf(&big, "X-Header-%d: aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa\r\n", i);
+    buf_printf(&big, "\r\n");
+    ask(http, buf_cstr(&big), &b);
+    EXPECT(!b.len || starts(&b, "HTTP/1.1 431"));
+
+    REQUIRE(getrlimit(RLIMIT_NOFILE, &files) == 0 && files.rlim_max > HIGH + 200);
+    files.rlim_cur = files.rlim_cur < HIGH + 200 ? HIGH + 200 : files.rlim_cur;
+    REQUIRE(setrlimit(RLIMIT_NOFILE, &files) == 0);
+    for (int i = 0; i < HIGH; i++)
+        high[i] = dup(STDIN_FILENO);
+    ask(http, "GET /echo?n=5" CLOSE "\r\n", &b);
+    EXPECT(high[HIGH - 1] > 1024 && starts(&b, "HTTP/1.1 200"));
+    for (int i = 0; i < HIGH; i++)
+        close(high[i]);
+    http_stop(http);
+    buf_release(&b);
+    buf_release(&big);
 }
 
 static void test_metrics_text(void)
@@ -125,6 +242,9 @@ static void test_metrics_text(void)
 int main(void)
 {
     RUN(test_pages);
+    RUN(test_hosts);
+    RUN(test_tags);
+    RUN(test_hostile);
     RUN(test_metrics_text);
     return harness_end();
 }
