@@ -3,6 +3,7 @@
 
 #include <stdio.h>
 
+#include "base/notify.h"
 #include "cli/cli.h"
 #include "cli/print.h"
 
@@ -105,6 +106,7 @@ int cmd_subscribe(int argc, char **argv)
         .progress = on_progress,
         .user = &run,
     };
+    notify_ready(); /* it follows from here on, whether or not the coordinator is there yet */
     st = subscribe_run(&options, &view, &err);
     progress_end(&run.bar);
     join_wipe(&join);

@@ -24,6 +24,7 @@
 #include "base/clock.h"
 #include "base/log.h"
 #include "base/metrics.h"
+#include "base/notify.h"
 #include "coordinator/aggregate.h"
 #include "coordinator/bulk.h"
 #include "coordinator/core/core.h"
@@ -289,6 +290,7 @@ static void chores(struct loop *l)
     if (now - l->chores_ms < CHORES_MS)
         return;
     l->chores_ms = now;
+    notify_beat();
     struct err err;
     enum status st = bulk_status(l->bulk, &err);
     if (st)
@@ -552,7 +554,9 @@ enum status coordinator_run(const struct coordinator_options *options, struct er
         log_info("coordinator", "ready line=%s version=%llu session=%llu ports=%u-%u http=%u seconds=%.2f",
                  l->dir.line.s, (unsigned long long)report_newest(l->core), (unsigned long long)report_session(l->core),
                  l->options.port, l->options.port + PLANES - 1, dashboard_port(l->dashboard), clock_s() - start);
+        notify_ready();
         serve(l);
+        notify_stopping();
         st = l->status;
         if (st && err)
             *err = l->err;

@@ -76,7 +76,8 @@ enum status server_key_create(const char *dir, struct curve_pair *out, struct er
 enum status server_key_read(const char *dir, struct curve_pair *out, struct err *err);
 
 /* A file that holds a secret: regular, ours or root's, mode without group and other (ST_CONFIG otherwise; ST_NOT_FOUND, ST_IO,
- * ST_LIMIT). Writing is durable, with mode 0600. */
+ * ST_LIMIT). What root hands to a user through its group may be readable by that group, as PostgreSQL has it for its key:
+ * systemd's credentials and Kubernetes' secrets come so. Writing is durable, with mode 0600. */
 enum status secret_read(const char *path, size_t bytes_max, struct buf *out, struct err *err);
 enum status secret_write(const char *path, const void *data, size_t len, struct err *err);
 

@@ -50,7 +50,7 @@ enum status secret_read(const char *path, size_t bytes_max, struct buf *out, str
         st = err_set(err, ST_IO, "%s: cannot stat: %s", path, strerror(errno));
     else if (!S_ISREG(at.st_mode))
         st = err_set(err, ST_CONFIG, "%s: is not a regular file", path);
-    else if (at.st_mode & 077)
+    else if (at.st_mode & (at.st_uid == 0 && geteuid() != 0 ? 037u : 077u))
         st = err_set(err, ST_CONFIG, "%s: holds a secret, but its mode is %03o; run: chmod 600 %s", path,
                      at.st_mode & 0777, path);
     else if (at.st_uid != geteuid() && at.st_uid != 0)

@@ -12,10 +12,11 @@
 
 #include "base/clock.h"
 #include "base/log.h"
+#include "base/notify.h"
 #include "net/request.h"
 #include "proto/codec.h"
 
-enum { WAIT_MS_MAX = 60000, LINE_MS = 200 };
+enum { WAIT_MS_MAX = 10000, LINE_MS = 200, BEAT_MS = 5000 }; /* deploy/systemd allows a minute without a beat */
 
 struct session {
     struct session_config config;
@@ -24,6 +25,7 @@ struct session {
     struct worker_effects effects;
     struct worker_status seen; /* for what is said when it changes */
     uint64_t line_at;          /* when the progress line was last drawn */
+    uint64_t beat_at;          /* when the service manager next hears that the loop turns */
     bool line_drawn, stopped;
     enum status status;
     char text[512];
@@ -176,6 +178,7 @@ static void take_stop(struct session *s)
     while (!s->stopped && fd.fd >= 0 && poll(&fd, 1, 0) > 0 && (fd.revents & POLLIN) &&
            read(fd.fd, request, s->config.stop_size) == (ssize_t)s->config.stop_size) {
         log_info("worker", "asked to stop");
+        notify_stopping();
         struct worker_event event = {.kind = WORKER_DRAIN};
         step(s, &event);
     }
@@ -190,6 +193,10 @@ static enum status loop(struct session *s, struct err *err)
         enum status status = conn_wait(&s->conn, 1, fds, s->config.stop_fd >= 0 ? 2 : 1, wait, err);
         if (status != ST_OK && status != ST_TIMEOUT)
             return status;
+        if (clock_ms() >= s->beat_at) {
+            notify_beat();
+            s->beat_at = clock_ms() + BEAT_MS;
+        }
         take_stop(s);
         struct worker_event event;
         while (!s->stopped && jobs_next(s->config.jobs, &event))
@@ -219,6 +226,7 @@ enum status session_run(const struct session_config *config, struct err *err)
     memcpy(start.start.session_incarnation, config->home->session_incarnation, 16);
     start.start.pending = config->home->pending;
     step(&s, &start);
+    notify_ready();
     status = loop(&s, err);
     clear_line(&s);
     say(&s, json_pack("{s:s, s:s}", "event", "stopped", "status", status_name(status)));

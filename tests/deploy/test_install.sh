@@ -11,7 +11,8 @@ cd "$dir/usr"
 lib=$(dirname "$(find . -name 'liballuvium.so.0')")
 for file in bin/alluvium include/alluvium.h "$lib/liballuvium.so" "$lib/pkgconfig/alluvium.pc" share/man/man1/alluvium-push.1 \
     share/man/man5/alluvium.conf.5 share/bash-completion/completions/alluvium share/zsh/vendor-completions/_alluvium \
-    share/fish/vendor_completions.d/alluvium.fish share/doc/alluvium/examples/example.conf; do
+    share/fish/vendor_completions.d/alluvium.fish lib/systemd/system/alluvium-coordinator.service \
+    lib/systemd/system/alluvium-worker@.service lib/systemd/system/alluvium-subscriber.service lib/sysusers.d/alluvium.conf share/doc/alluvium/examples/example.conf; do
     [ -e "$file" ] || { echo "FAILED: $file is not installed"; exit 1; }
 done
 bin/alluvium --version

@@ -1,8 +1,10 @@
 /* The key table, secrets on disk, and the join file. */
+#include <grp.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 #include "base/hash.h"
@@ -131,6 +133,41 @@ static void test_loose_modes_are_refused(void)
     keys_free(keys);
 }
 
+/* What root hands to another user through its group, as systemd and Kubernetes do. */
+static enum status read_as_user(const char *path, mode_t mode)
+{
+    enum { NOBODY = 65534 };
+    EXPECT(chmod(path, mode) == 0 && chown(path, 0, NOBODY) == 0);
+    pid_t pid = fork();
+    if (pid == 0) {
+        struct buf text = {0};
+        bool switched = setgroups(0, NULL) == 0 && setgid(NOBODY) == 0 && setuid(NOBODY) == 0;
+        _exit(switched ? -secret_read(path, 100, &text, NULL) : 127);
+    }
+    int code = 0;
+    EXPECT(waitpid(pid, &code, 0) == pid && WIFEXITED(code) && WEXITSTATUS(code) != 127);
+    return (enum status) - WEXITSTATUS(code);
+}
+
+static void test_secret_from_root(void)
+{
+    const char *dir = harness_tmpdir(), *path = harness_path(dir, "secret");
+    struct err err;
+    if (geteuid() != 0) /* only root can play root; the suite is run as root somewhere */
+        return;
+    EXPECT(chmod(dir, 0755) == 0);
+    EXPECT_ST(secret_write(path, "secret\n", 7, &err), ST_OK, &err);
+    EXPECT_EQ(read_as_user(path, 0440), ST_OK);
+    EXPECT_EQ(read_as_user(path, 0640), ST_OK);
+    EXPECT_EQ(read_as_user(path, 0660), ST_CONFIG);
+    EXPECT_EQ(read_as_user(path, 0444), ST_CONFIG);
+    EXPECT_EQ(read_as_user(path, 0450), ST_CONFIG);
+    struct buf text = {0};
+    EXPECT(chmod(path, 0640) == 0);
+    EXPECT_ST(secret_read(path, 100, &text, &err), ST_CONFIG, &err); /* root's own reading is as strict as ever */
+    buf_release(&text);
+}
+
 static void write_text(const char *path, const char *text)
 {
     struct err err;
@@ -220,6 +257,7 @@ int main(void)
     RUN(test_add_find_revoke);
     RUN(test_bad_tables_are_refused);
     RUN(test_loose_modes_are_refused);
+    RUN(test_secret_from_root);
     RUN(test_join_file);
     RUN(test_addresses);
     return harness_end();

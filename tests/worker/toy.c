@@ -62,9 +62,8 @@ static void write_weights(const char *path)
     }
 }
 
-const char *toy_base(void)
+void toy_base_write(const char *dir)
 {
-    const char *dir = harness_tmpdir();
     struct buf json = {0};
     write_weights(harness_path(dir, "model.safetensors"));
     buf_printf(&json,
@@ -82,6 +81,12 @@ const char *toy_base(void)
     buf_printf(&json, "}}}");
     file_write_durable(harness_path(dir, "tokenizer.json"), json.data, json.len, 0600, NULL);
     buf_release(&json);
+}
+
+const char *toy_base(void)
+{
+    const char *dir = harness_tmpdir();
+    toy_base_write(dir);
     return dir;
 }
 

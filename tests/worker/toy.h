@@ -9,7 +9,8 @@
 
 enum { TOY_VOCAB = 96 };
 
-/* Writes a Hugging Face directory; returns its path. */
+/* Writes a Hugging Face directory: into `dir`, or into a scratch one whose path it returns. */
+void toy_base_write(const char *dir);
 const char *toy_base(void);
 
 /* The segment at a place, to be freed by the caller. */
