@@ -94,9 +94,8 @@ static enum status run_generate(const struct options *o, const struct args *args
         st = lora_read(args->adapter, base_arch(engine.base), &lora, err);
     if (st == ST_OK)
         st = make_prompt(args, &engine, &prompt, err);
-    if (st == ST_OK)
-        st = local_load(&engine, err);
     if (st == ST_OK) {
+        struct frozen frozen;
         struct run run = {.tokenizer = engine.tokenizer, .stop_fd = cli_stop_fd()};
         if (tokenizer_eos(engine.tokenizer) != TOKEN_NONE)
             stop[n_stop++] = tokenizer_eos(engine.tokenizer);
@@ -109,8 +108,8 @@ static enum status run_generate(const struct options *o, const struct args *args
         options.n_stop = n_stop;
         options.threads = local_threads(args->threads);
         options.ops = args->backend ? OPS_REF : OPS_BLAS;
-        st = generate(engine.weights, &lora.shape, lora.block, prompt.ids, (uint32_t)prompt.n, &options, on_token, &run,
-                      err);
+        frozen_open(engine.base, &frozen);
+        st = generate(&frozen, &lora.shape, lora.block, prompt.ids, (uint32_t)prompt.n, &options, on_token, &run, err);
         if (st == ST_OK && common.json) {
             json_t *text = json_stringn((const char *)run.text.data, run.text.len);
             print_json(json_pack("{s:o,s:I,s:I}", "text", text ? text : json_null(), "prompt_tokens",
@@ -118,6 +117,7 @@ static enum status run_generate(const struct options *o, const struct args *args
         } else if (!common.json) {
             putchar('\n');
         }
+        frozen_release(&frozen);
         buf_release(&run.text);
     }
     token_buf_release(&prompt);

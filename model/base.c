@@ -262,17 +262,28 @@ static uint32_t permuted_row(uint32_t row, uint32_t hd)
     return row - within + 2 * j + i;
 }
 
+const uint8_t *matrix_row(const struct matrix *matrix, uint32_t row)
+{
+    uint32_t at = matrix->head_dim ? permuted_row(row, matrix->head_dim) : row;
+    return matrix->data + at * quant_row_bytes(matrix->type, matrix->in);
+}
+
+void base_matrix(const struct base *base, enum base_tensor t, uint32_t layer, struct matrix *out)
+{
+    const struct weight *w = slot(base, t, layer);
+    CHECK(w->data);
+    *out = (struct matrix){.data = w->data, .type = w->type, .head_dim = w->permuted ? base->arch.head_dim : 0};
+    base_shape(base, t, &out->rows, &out->in);
+}
+
 void base_rows(const struct base *base, enum base_tensor t, uint32_t layer, uint32_t row0, uint32_t rows, float *out)
 {
-    uint32_t n_rows, in;
-    const struct weight *w = slot(base, t, layer);
-    base_shape(base, t, &n_rows, &in);
-    CHECK(w->data && row0 <= n_rows && rows <= n_rows - row0);
-    size_t bytes = quant_row_bytes(w->type, in);
-    if (!w->permuted) {
-        quant_expand(w->type, w->data + row0 * bytes, (size_t)rows * in, out);
-        return;
-    }
-    for (uint32_t r = 0; r < rows; r++)
-        quant_expand(w->type, w->data + permuted_row(row0 + r, base->arch.head_dim) * bytes, in, out + (size_t)r * in);
+    struct matrix m;
+    base_matrix(base, t, layer, &m);
+    CHECK(row0 <= m.rows && rows <= m.rows - row0);
+    if (m.head_dim)
+        for (uint32_t r = 0; r < rows; r++)
+            quant_expand(m.type, matrix_row(&m, row0 + r), m.in, out + (size_t)r * m.in);
+    else
+        quant_expand(m.type, matrix_row(&m, row0), (size_t)rows * m.in, out);
 }

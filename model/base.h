@@ -64,6 +64,15 @@ const char *base_chat_template(const struct base *base, size_t *len);
 /* (head_dim / 2) numbers by which each RoPE frequency is divided, or NULL when none is scaled. Borrowed. */
 const float *base_rope_factors(const struct base *base);
 
+/* A matrix as it lies in the file: quantised rows, borrowed from the base. */
+struct matrix {
+    const uint8_t *data;
+    uint32_t type; /* enum gguf_type */
+    uint32_t rows, in;
+    uint32_t head_dim; /* != 0: the rows lie in llama.cpp's order of q and k */
+};
+const uint8_t *matrix_row(const struct matrix *matrix, uint32_t row); /* for quant_expand() and quant_dot() */
+
 bool base_has(const struct base *base, enum base_tensor t, uint32_t layer);
 
 /* Rows and columns as in the legend; 1-D tensors have one row. */
@@ -72,5 +81,8 @@ void base_shape(const struct base *base, enum base_tensor t, uint32_t *rows, uin
 /* Rows [row0, row0 + rows) of a tensor into out (rows, in), bit-exact to the reference dequantisation of gguf-py.
  * The tensor must be there and the rows inside it. `layer` is ignored for the first three. */
 void base_rows(const struct base *base, enum base_tensor t, uint32_t layer, uint32_t row0, uint32_t rows, float *out);
+
+/* The same tensor without expanding it; it must be there. */
+void base_matrix(const struct base *base, enum base_tensor t, uint32_t layer, struct matrix *out);
 
 #endif

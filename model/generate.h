@@ -1,4 +1,5 @@
 /* generate.h - text from the model with an adapter: one token after the other, keys and values cached.
+ * The base's weights are read in the file's quantisation (frozen.h).
  *
  * For people who want to see what a version says (`alluvium generate`) and for contexts sampled from the base itself.
  * Not a server. Same seed, same text on the same numeric fingerprint.
@@ -11,8 +12,7 @@
 
 #include "adapter/adapter.h"
 #include "base/status.h"
-#include "model/ops.h"
-#include "model/weights.h"
+#include "model/frozen.h"
 
 struct generate_options {
     uint32_t tokens_max;  /* at most so many new tokens */
@@ -34,7 +34,7 @@ void generate_defaults(struct generate_options *out);
 /* `block` (layout of `shape`) may be NULL: the bare base; `shape` is then not read. ST_USAGE: an empty prompt or a bad
  * option. ST_LIMIT: prompt + tokens_max beyond the model's context. ST_BAD_DATA: a prompt token outside the vocabulary.
  */
-enum status generate(const struct weights *weights, const struct adapter_shape *shape, const float *block,
+enum status generate(const struct frozen *base, const struct adapter_shape *shape, const float *block,
                      const uint32_t *prompt, uint32_t n_prompt, const struct generate_options *options, generate_fn *fn,
                      void *arg, struct err *err);
 

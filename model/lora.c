@@ -101,25 +101,33 @@ void lora_project(const struct lora *lora, enum lora_product p, uint32_t layer, 
         lora->ops->linear(lora->pool, U, width, X, in, stacked_a(lora, p, layer, block), in, M, width, in, 1, false);
 }
 
-void lora_forward(const struct lora *lora, enum lora_product p, uint32_t layer, real *Y, real *U, const real *X,
-                  const real *W, const real *block, uint32_t M, bool accumulate)
+void lora_add(const struct lora *lora, enum lora_product p, uint32_t layer, real *Y, real *U, const real *X,
+              const real *block, uint32_t M)
 {
-    uint32_t in = lora->products[p].in, out = lora->products[p].out, R = lora->shape.rank, width = lora_width(lora, p);
-    bool adapted = block && width;
-    bool merging = merges(lora, p, M);
-    const real *weight = merging ? merged_weight(lora, p, layer, W, block) : W;
-    lora->ops->linear(lora->pool, Y, out, X, in, weight, in, M, out, in, 1, accumulate);
-    if (!adapted || (merging && !U))
-        return;
-    if (!U)
-        U = lora->du;
+    uint32_t out = lora->products[p].out, R = lora->shape.rank, width = lora_width(lora, p);
+    U = U ? U : lora->du;
     lora_project(lora, p, layer, U, X, block, M);
-    for (uint32_t i = 0; i < lora->products[p].n && !merging; i++) {
+    for (uint32_t i = 0; i < lora->products[p].n; i++) {
         enum lora_module m = lora->products[p].module[i];
         lora->ops->linear(lora->pool, Y + lora->products[p].row[i], out, U + (size_t)i * R, width,
                           b_of(lora, block, layer, m), R, M, lora->shape.out[m], R, (real)adapter_scale(&lora->shape),
                           true);
     }
+}
+
+void lora_forward(const struct lora *lora, enum lora_product p, uint32_t layer, real *Y, real *U, const real *X,
+                  const real *W, const real *block, uint32_t M, bool accumulate)
+{
+    uint32_t in = lora->products[p].in, out = lora->products[p].out;
+    bool merging = merges(lora, p, M);
+    const real *weight = merging ? merged_weight(lora, p, layer, W, block) : W;
+    lora->ops->linear(lora->pool, Y, out, X, in, weight, in, M, out, in, 1, accumulate);
+    if (!block)
+        return;
+    if (!merging)
+        lora_add(lora, p, layer, Y, U, X, block, M);
+    else if (U)
+        lora_project(lora, p, layer, U, X, block, M);
 }
 
 /* dU (M, n R) = s dY B, module by module; stays in lora->du. */

@@ -43,6 +43,11 @@ void lora_forward(const struct lora *lora, enum lora_product p, uint32_t layer, 
 void lora_project(const struct lora *lora, enum lora_product p, uint32_t layer, real *U, const real *X,
                   const real *block, uint32_t M);
 
+/* Y += s (X A^T) B^T: the part of the adapter alone, for a Y that has the frozen product already. U (M, lora_width) is
+ * written unless NULL. */
+void lora_add(const struct lora *lora, enum lora_product p, uint32_t layer, real *Y, real *U, const real *X,
+              const real *block, uint32_t M);
+
 /* dX (M, in) = dY (M, out) (W + s B A) */
 void lora_dx(const struct lora *lora, enum lora_product p, uint32_t layer, real *dX, const real *dY, const real *W,
              const real *block, uint32_t M);

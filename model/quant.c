@@ -16,34 +16,17 @@
  */
 #include "model/quant.h"
 
-#include <string.h>
-
 #include "adapter/gguf.h"
 #include "base/check.h"
+#include "model/simd.h"
 
 enum { BLOCK = 32, SUPER = 256, GROUPS = SUPER / BLOCK };
-
-static uint16_t load_u16(const uint8_t *p)
-{
-    return (uint16_t)(p[0] | p[1] << 8);
-}
 
 static float from_bits(uint32_t bits)
 {
     float v;
     memcpy(&v, &bits, sizeof v);
     return v;
-}
-
-static float from_f16(uint16_t h)
-{
-    uint32_t sign = (uint32_t)(h & 0x8000) << 16, exponent = h >> 10 & 31, fraction = h & 0x3ff;
-    if (exponent == 31) /* infinity, NaN */
-        return from_bits(sign | 0x7f800000 | fraction << 13);
-    if (exponent) /* bias 15 becomes 127 */
-        return from_bits(sign | (exponent + 112) << 23 | fraction << 13);
-    float v = (float)fraction * 0x1p-24f; /* subnormal: exact in f32 */
-    return sign ? -v : v;
 }
 
 bool quant_known(uint32_t type)
@@ -74,19 +57,19 @@ size_t quant_row_bytes(uint32_t type, size_t values)
     return values / block_values * block_bytes;
 }
 
-static void expand_q8_0(const uint8_t *src, size_t blocks, float *out)
+MODEL_CLONES static void expand_q8_0(const uint8_t *src, size_t blocks, float *out)
 {
     for (; blocks; blocks--, src += 34, out += BLOCK) {
-        float d = from_f16(load_u16(src));
+        float d = f16_to_f32(load_u16(src));
         for (int i = 0; i < BLOCK; i++)
             out[i] = d * (float)(int8_t)src[2 + i];
     }
 }
 
-static void expand_q4_0(const uint8_t *src, size_t blocks, float *out)
+MODEL_CLONES static void expand_q4_0(const uint8_t *src, size_t blocks, float *out)
 {
     for (; blocks; blocks--, src += 18, out += BLOCK) {
-        float d = from_f16(load_u16(src));
+        float d = f16_to_f32(load_u16(src));
         for (int i = 0; i < BLOCK / 2; i++) {
             out[i] = d * (float)((src[2 + i] & 15) - 8);
             out[i + BLOCK / 2] = d * (float)((src[2 + i] >> 4) - 8);
@@ -94,10 +77,10 @@ static void expand_q4_0(const uint8_t *src, size_t blocks, float *out)
     }
 }
 
-static void expand_q4_1(const uint8_t *src, size_t blocks, float *out)
+MODEL_CLONES static void expand_q4_1(const uint8_t *src, size_t blocks, float *out)
 {
     for (; blocks; blocks--, src += 20, out += BLOCK) {
-        float d = from_f16(load_u16(src)), m = from_f16(load_u16(src + 2));
+        float d = f16_to_f32(load_u16(src)), m = f16_to_f32(load_u16(src + 2));
         for (int i = 0; i < BLOCK / 2; i++) {
             out[i] = d * (float)(src[4 + i] & 15) + m;
             out[i + BLOCK / 2] = d * (float)(src[4 + i] >> 4) + m;
@@ -115,7 +98,7 @@ static int five_bits(const uint8_t *h, const uint8_t *q, int i)
 static void expand_q5_0(const uint8_t *src, size_t blocks, float *out)
 {
     for (; blocks; blocks--, src += 22, out += BLOCK) {
-        float d = from_f16(load_u16(src));
+        float d = f16_to_f32(load_u16(src));
         for (int i = 0; i < BLOCK; i++)
             out[i] = d * (float)(five_bits(src + 2, src + 6, i) - 16);
     }
@@ -124,7 +107,7 @@ static void expand_q5_0(const uint8_t *src, size_t blocks, float *out)
 static void expand_q5_1(const uint8_t *src, size_t blocks, float *out)
 {
     for (; blocks; blocks--, src += 24, out += BLOCK) {
-        float d = from_f16(load_u16(src)), m = from_f16(load_u16(src + 2));
+        float d = f16_to_f32(load_u16(src)), m = f16_to_f32(load_u16(src + 2));
         for (int i = 0; i < BLOCK; i++)
             out[i] = d * (float)five_bits(src + 4, src + 8, i) + m;
     }
@@ -145,7 +128,7 @@ static void group_scale(const uint8_t *packed, int g, int *scale, int *min)
 /* Q4_K, and Q5_K with `h`. */
 static void expand_groups(const uint8_t *head, const uint8_t *h, const uint8_t *q, float *out)
 {
-    float d = from_f16(load_u16(head)), dmin = from_f16(load_u16(head + 2));
+    float d = f16_to_f32(load_u16(head)), dmin = f16_to_f32(load_u16(head + 2));
     for (int g = 0; g < GROUPS; g++) {
         int scale, min;
         group_scale(head + 4, g, &scale, &min);
@@ -161,7 +144,7 @@ static void expand_groups(const uint8_t *head, const uint8_t *h, const uint8_t *
 static void expand_q6_k(const uint8_t *src, float *out)
 {
     const uint8_t *q = src, *h = src + 128, *scales = src + 192;
-    float d = from_f16(load_u16(src + 208));
+    float d = f16_to_f32(load_u16(src + 208));
     for (int i = 0; i < SUPER; i++) {
         int half = i / 128, quarter = i % 128 / 32; /* nibbles: quarters 0, 1 low of 64 bytes, 2, 3 high */
         int low = q[half * 64 + i % 64] >> quarter / 2 * 4 & 15, high = h[half * 32 + i % 32] >> quarter * 2 & 3;
@@ -177,7 +160,7 @@ void quant_expand(uint32_t type, const uint8_t *src, size_t values, float *out)
         break;
     case GGUF_T_F16:
         for (size_t i = 0; i < values; i++)
-            out[i] = from_f16(load_u16(src + 2 * i));
+            out[i] = f16_to_f32(load_u16(src + 2 * i));
         break;
     case GGUF_T_BF16:
         for (size_t i = 0; i < values; i++)

@@ -109,6 +109,14 @@ MODEL_CLONES void simd_softmax_dx(float *dp, const float *p, float delta, float 
         dp[i] = scale * p[i] * (dp[i] - delta);
 }
 
+MODEL_CLONES void simd_mix(float *out, const float *p, const float *v, size_t ld, uint32_t n, uint32_t D)
+{
+    memset(out, 0, D * sizeof *out);
+    for (uint32_t i = 0; i < n; i++)
+        for (uint32_t d = 0; d < D; d++)
+            out[d] += p[i] * v[i * ld + d];
+}
+
 MODEL_CLONES void simd_rmsnorm(float *y, const float *x, const float *w, float eps, uint32_t n)
 {
     float sum = 0;

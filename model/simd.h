@@ -8,6 +8,7 @@
 #define MODEL_SIMD_H
 
 #include <stdbool.h>
+#include <stddef.h>
 #include <stdint.h>
 
 /* Sanitizers run before the resolvers that would pick a copy. */
@@ -30,6 +31,9 @@ void simd_scale(float *x, float s, uint32_t n);
 
 /* ds = scale p (dp - delta), over dp */
 void simd_softmax_dx(float *dp, const float *p, float delta, float scale, uint32_t n);
+
+/* out (D) = sum of p[i] times row i of v, n rows `ld` apart */
+void simd_mix(float *out, const float *p, const float *v, size_t ld, uint32_t n, uint32_t D);
 
 void simd_rmsnorm(float *y, const float *x, const float *w, float eps, uint32_t n);
 void simd_rmsnorm_dx(float *dx, const float *dy, const float *x, const float *w, float eps, uint32_t n,

@@ -1,12 +1,16 @@
 /* Generation with its cache against the transformer without one. */
+#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
+#include "adapter/gguf.h"
 #include "base/buf.h"
 #include "base/hash.h"
 #include "harness.h"
 #include "model/generate.h"
+#include "model/quant.h"
 #include "model/transformer.h"
+#include "real_base.h"
 
 enum { PROMPT = 70, NEW = 12, VOCAB = 67 }; /* the prompt is longer than one piece */
 
@@ -24,6 +28,7 @@ static const struct arch small = {.kind = ARCH_QWEN3,
                                   .qk_norm = true,
                                   .qkv_bias = true};
 static struct weights *weights;
+static struct frozen frozen; /* the same numbers, as a file of F32 would have them */
 static struct adapter_shape shape;
 static float *block;
 static uint32_t prompt[PROMPT];
@@ -57,11 +62,38 @@ static void prepare(void)
         prompt[i] = (uint32_t)rng_below(&rng, VOCAB);
 }
 
+static struct matrix f32_matrix(const float *rows, uint32_t n, uint32_t in)
+{
+    return (struct matrix){(const uint8_t *)rows, GGUF_T_F32, n, in, 0};
+}
+
+static void freeze(void)
+{
+    uint32_t C = small.d_model, F = small.d_ff, D = small.head_dim, Q = small.n_heads * D, K = small.n_kv_heads * D;
+    frozen = (struct frozen){.arch = small, .out_norm = weights->out_norm};
+    frozen.layers = xcalloc(small.n_layers, sizeof *frozen.layers);
+    frozen.embed = f32_matrix(weights->embed, VOCAB, C);
+    frozen.head = f32_matrix(weights->head, VOCAB, C);
+    for (uint32_t l = 0; l < small.n_layers; l++) {
+        const struct layer_weights *w = &weights->layers[l];
+        frozen.layers[l] = (struct frozen_layer){
+            .attn_norm = w->attn_norm,
+            .ffn_norm = w->ffn_norm,
+            .qkv_bias = w->qkv_bias,
+            .q_norm = w->q_norm,
+            .k_norm = w->k_norm,
+            .qkv = {f32_matrix(w->qkv, Q, C), f32_matrix(w->qkv + Q * C, K, C), f32_matrix(w->qkv + (Q + K) * C, K, C)},
+            .o = f32_matrix(w->o, C, Q),
+            .gate_up = {f32_matrix(w->gate_up, F, C), f32_matrix(w->gate_up + F * C, F, C)},
+            .down = f32_matrix(w->down, C, F)};
+    }
+}
+
 static struct text run(const struct generate_options *options, const float *adapter)
 {
     struct err err;
     struct text text = {0};
-    EXPECT_ST(generate(weights, &shape, adapter, prompt, PROMPT, options, take, &text, &err), ST_OK, &err);
+    EXPECT_ST(generate(&frozen, &shape, adapter, prompt, PROMPT, options, take, &text, &err), ST_OK, &err);
     return text;
 }
 
@@ -133,7 +165,7 @@ static void test_draws(void)
     options.n_stop = 0;
     struct err err;
     struct text two = {.stop_after = 2};
-    EXPECT_ST(generate(weights, &shape, block, prompt, PROMPT, &options, take, &two, &err), ST_OK, &err);
+    EXPECT_ST(generate(&frozen, &shape, block, prompt, PROMPT, &options, take, &two, &err), ST_OK, &err);
     EXPECT_EQ(two.n, 2);
 }
 
@@ -144,27 +176,104 @@ static void test_refusals(void)
     struct generate_options options;
     generate_defaults(&options);
     options.tokens_max = 30;
-    EXPECT_ST(generate(weights, &shape, block, prompt, 0, &options, take, &text, &err), ST_USAGE, &err);
-    EXPECT_ST(generate(weights, &shape, block, prompt, PROMPT + 1, &options, take, &text, &err), ST_LIMIT, &err);
+    EXPECT_ST(generate(&frozen, &shape, block, prompt, 0, &options, take, &text, &err), ST_USAGE, &err);
+    EXPECT_ST(generate(&frozen, &shape, block, prompt, PROMPT + 1, &options, take, &text, &err), ST_LIMIT, &err);
     options.temperature = -1;
-    EXPECT_ST(generate(weights, &shape, block, prompt, 5, &options, take, &text, &err), ST_USAGE, &err);
+    EXPECT_ST(generate(&frozen, &shape, block, prompt, 5, &options, take, &text, &err), ST_USAGE, &err);
     generate_defaults(&options);
     options.tokens_max = NEW;
     struct adapter_shape other = shape;
     other.in[LORA_DOWN]++;
-    EXPECT_ST(generate(weights, &other, block, prompt, 5, &options, take, &text, &err), ST_USAGE, &err);
+    EXPECT_ST(generate(&frozen, &other, block, prompt, 5, &options, take, &text, &err), ST_USAGE, &err);
     uint32_t bad[] = {1, VOCAB};
-    EXPECT_ST(generate(weights, &shape, block, bad, 2, &options, take, &text, &err), ST_BAD_DATA, &err);
+    EXPECT_ST(generate(&frozen, &shape, block, bad, 2, &options, take, &text, &err), ST_BAD_DATA, &err);
     EXPECT_EQ(text.n, 0);
+}
+
+/* The products that generation takes, on rows of every quantisation: with the bits as they are and with expanded rows, in
+ * f64 from the expanded ones. */
+static void test_quantised_products(void)
+{
+    static const uint32_t types[] = {GGUF_T_F32,  GGUF_T_F16,  GGUF_T_BF16, GGUF_T_Q8_0, GGUF_T_Q4_0, GGUF_T_Q4_1,
+                                     GGUF_T_Q5_0, GGUF_T_Q5_1, GGUF_T_Q4_K, GGUF_T_Q5_K, GGUF_T_Q6_K};
+    enum { IN = 512, HEAD = 8, ROWS = 264, M_MAX = 9 }; /* more rows than a panel */
+    static float x[M_MAX * IN], row[IN], direct[M_MAX * 2 * ROWS], plain[M_MAX * 2 * ROWS];
+    struct arch arch = {.d_model = IN, .d_ff = IN, .n_heads = 1, .head_dim = HEAD};
+    struct rng rng;
+    struct pool *pool;
+    struct err err;
+    rng_seed(&rng, 4);
+    EXPECT_ST(pool_new(2, &pool, &err), ST_OK, &err);
+    float *panel = xcalloc(frozen_panel(&arch), sizeof *panel);
+    for (size_t i = 0; i < M_MAX * IN; i++)
+        x[i] = (float)rng_normal(&rng);
+    for (size_t t = 0; t < sizeof types / sizeof types[0]; t++) {
+        size_t bytes = quant_row_bytes(types[t], IN);
+        uint8_t *raw = xmalloc(2 * ROWS * bytes);
+        for (size_t i = 0; i < 2 * ROWS * bytes; i++)
+            raw[i] = (uint8_t)(rng_u64(&rng) & (i % 2 ? 0x3f : 0xff)); /* scales and numbers of moderate size */
+        struct matrix parts[2] = {{raw, types[t], ROWS, IN, 0}, {raw + ROWS * bytes, types[t], ROWS, IN, HEAD}};
+        for (uint32_t M = 1; M <= M_MAX; M += 4) { /* 1: the bits; 5 and 9: panels */
+            memset(direct, 0, sizeof direct);
+            frozen_product(pool, &ops_blas, direct, x, parts, 2, M, false, panel);
+            frozen_product(pool, &ops_ref, plain, x, parts, 2, M, false, panel);
+            frozen_product(pool, &ops_ref, plain, x, parts, 2, M, true, panel);
+            double worst = 0;
+            for (uint32_t r = 0; r < 2 * ROWS; r++) {
+                quant_expand(types[t], matrix_row(&parts[r / ROWS], r % ROWS), IN, row);
+                for (uint32_t m = 0; m < M; m++) {
+                    double sum = 0, size = 0;
+                    for (uint32_t i = 0; i < IN; i++) {
+                        sum += (double)row[i] * (double)x[m * IN + i];
+                        size += fabs((double)row[i] * (double)x[m * IN + i]);
+                    }
+                    double a = fabs((double)direct[m * 2 * ROWS + r] - sum) / size;
+                    double b = fabs((double)plain[m * 2 * ROWS + r] - 2 * sum) / size;
+                    worst = fmax(worst, fmax(a, b));
+                }
+            }
+            harness_expect(worst < 1e-6, __FILE__, __LINE__, "%s with %u rows: off by %g", gguf_type_name(types[t]), M,
+                           worst);
+        }
+        free(raw);
+    }
+    free(panel);
+    pool_free(pool);
+}
+
+/* The real base as its file has it, against the same base expanded to f32. */
+static void test_the_file_and_its_expansion_agree(void)
+{
+    struct base *base;
+    struct frozen bits;
+    struct err err;
+    REQUIRE(EXPECT_ST(base_open(real_base_path(), &base, &err), ST_OK, &err));
+    frozen_open(base, &bits);
+    static const uint32_t text[] = {504, 2746, 282, 4649, 314};
+    struct generate_options options;
+    generate_defaults(&options);
+    options.tokens_max = NEW;
+    options.temperature = 0;
+    struct text quantised = {0}, expanded = {0};
+    EXPECT_ST(generate(&bits, NULL, NULL, text, 5, &options, take, &quantised, &err), ST_OK, &err);
+    options.ops = OPS_REF;
+    EXPECT_ST(generate(&bits, NULL, NULL, text, 5, &options, take, &expanded, &err), ST_OK, &err);
+    EXPECT(quantised.n == NEW && !memcmp(&quantised, &expanded, sizeof quantised));
+    frozen_release(&bits);
+    base_close(base);
 }
 
 int main(void)
 {
     hash_start();
     prepare();
+    freeze();
     RUN(test_greedy_is_the_likeliest);
     RUN(test_draws);
+    RUN(test_quantised_products);
+    RUN(test_the_file_and_its_expansion_agree);
     RUN(test_refusals);
+    frozen_release(&frozen);
     weights_free(weights);
     free(block);
     return harness_end();
