@@ -15,6 +15,7 @@
 #include "base/buf.h"
 #include "base/clock.h"
 #include "base/hash.h"
+#include "bench.h"
 #include "model/generate.h"
 
 enum { ROUNDS_MAX = 100 };
@@ -62,30 +63,6 @@ static void read_share(void *arg, uint32_t thread)
     r->sums[thread] = sum[0] + sum[1] + sum[2] + sum[3];
 }
 
-static int ascending(const void *a, const void *b)
-{
-    double x = *(const double *)a, y = *(const double *)b;
-    return (x > y) - (x < y);
-}
-
-static double median(double *x, uint32_t n)
-{
-    qsort(x, n, sizeof *x, ascending);
-    return x[n / 2];
-}
-
-static uint32_t number(const char *s, uint32_t max)
-{
-    char *end;
-    unsigned long v = strtoul(s, &end, 10);
-    struct err err;
-    if (*end || !*s || v < 1 || v > max) {
-        err_set(&err, ST_USAGE, "%s: a number from 1 to %u is wanted", s, max);
-        fail(&err);
-    }
-    return (uint32_t)v;
-}
-
 static void options(struct bench *b, int argc, char **argv)
 {
     *b = (struct bench){.threads = 2, .prompt = 64, .tokens = 128, .rounds = 5};
@@ -96,13 +73,13 @@ static void options(struct bench *b, int argc, char **argv)
         else if (!strcmp(argv[i], "--json"))
             b->json = value;
         else if (!strcmp(argv[i], "--threads"))
-            b->threads = number(value, POOL_THREADS_MAX);
+            b->threads = bench_number(argv[i], value, POOL_THREADS_MAX);
         else if (!strcmp(argv[i], "--prompt"))
-            b->prompt = number(value, 4096);
+            b->prompt = bench_number(argv[i], value, 4096);
         else if (!strcmp(argv[i], "--tokens"))
-            b->tokens = number(value, 4096);
+            b->tokens = bench_number(argv[i], value, 4096);
         else if (!strcmp(argv[i], "--rounds"))
-            b->rounds = number(value, ROUNDS_MAX);
+            b->rounds = bench_number(argv[i], value, ROUNDS_MAX);
         else
             b->base = NULL, i = argc;
     }
@@ -157,7 +134,8 @@ int main(int argc, char **argv)
         run(&b, &frozen, &prompt[i], &token[i]);
     }
     getrusage(RUSAGE_SELF, &usage);
-    double p = b.prompt / median(prompt, b.rounds), t = 1 / median(token, b.rounds), r = 1 / median(reading, b.rounds);
+    double p = b.prompt / bench_median(prompt, b.rounds), t = 1 / bench_median(token, b.rounds),
+           r = 1 / bench_median(reading, b.rounds);
     printf("new tokens  %8.1f /s (%u after a prompt of %u, %u threads)\n", t, b.tokens, b.prompt, b.threads);
     printf("limit       %8.1f /s if reading the file's %.1f MB were all; ratio %.3f\n", r, (double)map.len / 1e6,
            t / r);
