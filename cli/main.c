@@ -31,6 +31,8 @@ const struct command commands[] = {
     {"quarantine drop", cmd_quarantine_drop, "leave it out for good"},
     {"round", cmd_round, "start a round now with what is pending"},
     {"resume", cmd_resume, "lease again after an alarm stopped it"},
+    {"plot", cmd_plot, "the versions as a picture: losses, what was learnt and forgotten"},
+    {"replay", cmd_replay, "what a worker holds of the past, by domain and age"},
     {"train", cmd_train, "train an adapter here, without a network"},
     {"eval", cmd_eval, "loss of a base and adapter on files"},
     {"generate", cmd_generate, "text from a base and adapter"},

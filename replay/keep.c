@@ -330,6 +330,8 @@ static void count_segment(void *user, struct mix_segment segment, struct bytes k
 {
     (void)key;
     struct tally *t = user;
+    t->stats.first = t->stats.segments ? t->stats.first : segment.offset;
+    t->stats.last = segment.offset;
     t->stats.segments++;
     t->stats.bytes += bytes;
     if (segment.offset < t->watermark)
@@ -350,4 +352,20 @@ enum status keep_stats(struct keep *k, struct domain_id domain, uint64_t waterma
         *out = t.stats;
     buf_release(&memory);
     return status;
+}
+
+enum status keep_next_domain(struct keep *k, struct domain_id from, struct domain_id *out, struct err *err)
+{
+    struct buf memory = {0};
+    struct bytes key, value, first = key_range(&memory, from, 0);
+    struct mix_segment segment;
+    struct db_iter *iter = db_iter_open(k->db, k->options.family_meta, first, (struct bytes){0}, false);
+    enum status status = db_iter_next(iter, &key, &value, err);
+    if (status == ST_OK && !parse_key(key, &segment))
+        status = err_set(err, ST_CORRUPT, "replay cache: an entry does not parse: remove the cache, it fills again");
+    if (status == ST_OK)
+        *out = segment.domain;
+    db_iter_close(&iter);
+    buf_release(&memory);
+    return status == ST_EMPTY ? ST_NOT_FOUND : status;
 }

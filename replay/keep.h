@@ -53,6 +53,7 @@ enum status keep_scrub(struct keep *keep, uint64_t *verified, uint64_t *dropped,
 
 struct keep_stats {
     uint64_t segments, bytes;
+    uint64_t first, last; /* offsets of the oldest and newest held; 0 when there are none */
     uint64_t
         by_age[KEEP_DECILES]; /* segments per tenth of [0, watermark), oldest first: level when the sample is fair */
 };
@@ -61,5 +62,7 @@ uint64_t keep_bytes(const struct keep *keep);   /* payload held, all domains */
 uint64_t keep_damaged(const struct keep *keep); /* values dropped since open because they did not verify */
 enum status keep_stats(struct keep *keep, struct domain_id domain, uint64_t watermark, struct keep_stats *out,
                        struct err *err);
+/* The lowest domain, from `from` on, of which something is held. ST_NOT_FOUND: none. */
+enum status keep_next_domain(struct keep *keep, struct domain_id from, struct domain_id *out, struct err *err);
 
 #endif

@@ -37,6 +37,7 @@ struct db {
     uint32_t n_families;
     char *path;
     uint64_t reserve_bytes;
+    bool read_only;
     _Atomic(rocksdb_writebatch_t *) spare; /* the last commit's, emptied: its memory serves the next */
     _Atomic int64_t unchecked_bytes;       /* may be written before statvfs is asked again; <= 0: ask now */
     atomic_bool dead;
@@ -170,8 +171,12 @@ static enum status open_families(struct db *db, const struct db_options *o, stru
     char *text = NULL;
     for (uint32_t i = 0; i < o->n_families; i++)
         names[i + 1] = o->families[i], options[i + 1] = shape_options(db->options, o->shapes ? o->shapes[i] : DB_PLAIN);
-    db->rocks = rocksdb_open_column_families(db->options, db->path, (int)o->n_families + 1, names,
-                                             (const rocksdb_options_t *const *)options, handles, &text);
+    db->rocks =
+        o->read_only
+            ? rocksdb_open_for_read_only_column_families(db->options, db->path, (int)o->n_families + 1, names,
+                                                         (const rocksdb_options_t *const *)options, handles, 0, &text)
+            : rocksdb_open_column_families(db->options, db->path, (int)o->n_families + 1, names,
+                                           (const rocksdb_options_t *const *)options, handles, &text);
     for (uint32_t i = 0; i < o->n_families; i++)
         rocksdb_options_destroy(options[i + 1]);
     if (text)
@@ -195,6 +200,7 @@ enum status db_open(const char *path, const struct db_options *o, struct db **ou
 
     struct db *db = xcalloc(1, sizeof *db);
     db->path = xstrdup(path);
+    db->read_only = o->read_only;
     db->n_families = o->n_families;
     for (uint32_t i = 0; i < o->n_families; i++)
         db->names[i] = xstrdup(o->families[i]);
@@ -276,6 +282,7 @@ static void put_back(struct db *db, rocksdb_writebatch_t *rocks)
 
 enum status db_commit(struct db *db, const struct batch *batch, bool sync, struct err *err)
 {
+    CHECK(!db->read_only);
     if (atomic_load(&db->dead))
         return err_set(err, ST_IO, "%s: an earlier write failed: the database must be closed and opened again",
                        db->path);

@@ -45,6 +45,8 @@ struct db_options {
     uint64_t cache_bytes;        /* block cache, all families together; 0: 32 MiB */
     uint64_t reserve_bytes;      /* commits are refused while the file system has less free; 0: 256 MiB */
     bool create;                 /* else a missing directory is ST_NOT_FOUND */
+    bool read_only;              /* nothing is written, and another process may have it open: what it had committed by
+                                  * now is seen. If that one removes a file meanwhile, reading fails: open again */
 };
 
 /* Opens (and recovers) the directory. ST_CONFLICT: another process, or this one, holds it open. ST_NOT_FOUND: no
@@ -57,7 +59,7 @@ void db_close(struct db **db);
  * with a delete in it may use half of the reserve, since deleting is the way out.
  * Anything else but ST_OK: the handle is dead (see above), and whether the batch is there shows only after re-opening.
  * An empty batch with `sync` makes earlier unsynced commits durable. */
-enum status db_commit(struct db *db, const struct batch *batch, bool sync, struct err *err);
+enum status db_commit(struct db *db, const struct batch *batch, bool sync, struct err *err); /* not when read_only */
 
 /* Appends the value to `out`. ST_NOT_FOUND when absent, ST_CORRUPT when its block does not verify. */
 enum status db_get(struct db *db, uint8_t family, const void *key, size_t key_len, struct buf *out, struct err *err);

@@ -278,6 +278,16 @@ enum status home_open(const char *dir, uint64_t reserve_bytes, struct home *out,
     return ST_OK;
 }
 
+enum status home_look(const char *dir, struct db **out, struct err *err)
+{
+    struct home home = {.lock_fd = -1};
+    const struct db_options options = {.families = family_names, .n_families = HOME_FAMILIES, .read_only = true};
+    snprintf(home.dir, sizeof home.dir, "%s", dir);
+    struct path cache = path_of(&home, "cache");
+    enum status status = db_open(cache.s, &options, out, err);
+    return status == ST_NOT_FOUND ? err_set(err, status, "%s: no worker has kept anything here", dir) : status;
+}
+
 void home_close(struct home *home)
 {
     db_close(&home->db);

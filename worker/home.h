@@ -33,6 +33,10 @@ struct home {
 enum status home_open(const char *dir, uint64_t reserve_bytes, struct home *out, struct err *err);
 void home_close(struct home *home);
 
+/* Opens the cache database of the worker's directory `dir` for reading only, whether or not that worker runs. ST_NOT_FOUND: it is no
+ * worker's directory, or the worker has not begun. */
+enum status home_look(const char *dir, struct db **out, struct err *err);
+
 enum status home_remember(struct home *home, uint64_t counter, const uint8_t incarnation[16], struct err *err);
 enum status home_keep_commit(struct home *home, const Alv__DeltaCommit *commit, struct err *err);
 /* Forgets the commit and deletes its blob. */

@@ -90,6 +90,11 @@ static void test_put_get_reopen(void)
     EXPECT(stats.segments == 20 && stats.bytes == 20 * BODY);
     EXPECT_EQ(stats.by_age[0], 7); /* 0 1 4 9 16 25 36 of [0, 40) */
     EXPECT_EQ(stats.by_age[9], 1); /* 361 of [360, 400) */
+    EXPECT(stats.first == 0 && stats.last == 361);
+    struct domain_id domain;
+    EXPECT(keep_next_domain(keep, (struct domain_id){0}, &domain, &err) == ST_OK && domain.v == 2);
+    EXPECT(keep_next_domain(keep, (struct domain_id){3}, &domain, &err) == ST_OK && domain.v > 2);
+    EXPECT_ST(keep_next_domain(keep, (struct domain_id){UINT16_MAX}, &domain, &err), ST_NOT_FOUND, &err);
     keep_close(&keep);
     db_close(&db);
 }

@@ -487,6 +487,37 @@ static void test_witness_sees_a_lost_tail(void)
     close(fd);
 }
 
+/* Somebody who only looks sees what was committed before, disturbs nothing, and leaves no file behind. */
+static void test_looking_beside_the_owner(void)
+{
+    const char *path = harness_path(harness_tmpdir(), "db");
+    struct db_options look = OPTIONS;
+    struct db *db, *other, *third;
+    struct batch batch = {0};
+    struct err err;
+    look.create = false;
+    look.read_only = true;
+    EXPECT_ST(db_open(path, &look, &other, &err), ST_NOT_FOUND, &err);
+    EXPECT_ST(db_open(path, &OPTIONS, &db, &err), ST_OK, &err);
+    put(&batch, META, "a", "1");
+    EXPECT_ST(db_commit(db, &batch, true, &err), ST_OK, &err);
+    shell("ls -A %s | grep -v '^LOG' | sort >%s-before", path, path);
+    EXPECT_ST(db_open(path, &look, &other, &err), ST_OK, &err);
+    EXPECT_ST(db_open(path, &look, &third, &err), ST_OK, &err);
+    batch_clear(&batch);
+    put(&batch, META, "a", "2");
+    EXPECT_ST(db_commit(db, &batch, true, &err), ST_OK, &err);
+    EXPECT(holds(db, META, "a", "2") && holds(other, META, "a", "1") && holds(third, META, "a", "1"));
+    db_close(&other);
+    db_close(&third);
+    EXPECT_ST(db_open(path, &look, &other, &err), ST_OK, &err);
+    EXPECT(holds(other, META, "a", "2"));
+    db_close(&other);
+    shell("ls -A %s | grep -v '^LOG' | sort | cmp - %s-before", path, path);
+    db_close(&db);
+    batch_release(&batch);
+}
+
 /* The second process: 0 when it is refused. */
 static int open_as_second(const char *path)
 {
@@ -501,6 +532,7 @@ int main(int argc, char **argv)
     hash_start();
     RUN(test_batches_are_atomic_and_stay);
     RUN(test_second_process_is_refused);
+    RUN(test_looking_beside_the_owner);
     RUN(test_reads_of_many_and_bounds);
     RUN(test_damaged_block_is_named);
     RUN(test_damaged_log_is_refused);

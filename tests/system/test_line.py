@@ -158,6 +158,11 @@ def main():
     record = json.loads(open(streams["code"]).readline())["id"]
     expect(ask("trace", f"code/{record}"), "a record to be traced")
 
+    held = json.loads(run("replay", "--dir", path("worker-2"), "-C", path("line"), "--json"))  # while that worker runs
+    expect(held["segments"] == sum(d["segments"] for d in held["domains"]) > 0, f"a worker to hold some of the past: {held}")
+    expect(all(sum(d["by_age"]) <= d["segments"] and d["newest"] < d["watermark"] for d in held["domains"]), f"ages within the history: {held}")
+    run("plot", "-C", path("line"), "--out", path("line.svg"))
+
     # what was rolled back is pending again, at new offsets that link to the old text, and is learnt once more
     before = {d["domain"]: d["segments"] for d in ask("status")["domains"]}
     newest = ask("status")["version"]
