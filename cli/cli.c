@@ -171,3 +171,14 @@ enum status cli_join(const struct options *o, const struct line_args *args, stru
     }
     return join_read(join, out, err);
 }
+
+bool cli_record(char *text, char **domain, char **record)
+{
+    char *slash = strchr(text, '/');
+    if (!slash || slash == text || !slash[1])
+        return false;
+    *slash = 0;
+    *domain = text;
+    *record = slash + 1;
+    return true;
+}

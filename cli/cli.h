@@ -51,6 +51,8 @@ struct line_args {
 enum status cli_join(const struct options *o, const struct line_args *args, struct join *out, struct err *err);
 
 bool parse_number(const char *text, uint64_t *out); /* all digits */
+/* "notes/8812": the domain ends at the first slash, for names of domains hold none. Cuts `text`. */
+bool cli_record(char *text, char **domain, char **record);
 
 command_fn cmd_init, cmd_coordinator, cmd_keys_add, cmd_keys_list, cmd_keys_revoke, cmd_worker, cmd_push, cmd_subscribe,
     cmd_versions_list, cmd_versions_show, cmd_versions_explain, cmd_promote, cmd_rollback, cmd_status, cmd_trace,

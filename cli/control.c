@@ -162,37 +162,15 @@ int cmd_rollback(int argc, char **argv)
     ASK(ROLLBACK);
 }
 
-/* "notes/8812": the domain ends at the first slash, for names of domains hold none. */
-static bool split_record(char *text, Alv__Control *control)
-{
-    char *slash = strchr(text, '/');
-    if (!slash || slash == text || !slash[1])
-        return false;
-    *slash = 0;
-    control->domain = text;
-    control->record = slash + 1;
-    return true;
-}
-
 int cmd_trace(int argc, char **argv)
 {
     BEGIN(plain_rows, .command = "trace", .usage = "DOMAIN/RECORD | VERSION",
           .summary = "Which versions saw a record; or, for a number, which data is in a version.",
           .examples = "alluvium trace notes/8812 -C ./clinic\nalluvium trace 7 -C ./clinic")
-    if (o.n_rest != 1 || (!version_number(o.rest[0], &control.number) && !split_record(o.rest[0], &control)))
+    if (o.n_rest != 1 ||
+        (!version_number(o.rest[0], &control.number) && !cli_record(o.rest[0], &control.domain, &control.record)))
         FAIL("it takes DOMAIN/RECORD or the number of a version");
     ASK(TRACE);
-}
-
-int cmd_retract(int argc, char **argv)
-{
-    BEGIN(plain_rows, .command = "retract", .usage = "DOMAIN/RECORD",
-          .summary = "Withdraws a record: it is deleted, and never trained or replayed again.",
-          .examples = "alluvium retract notes/8812 -C ./clinic",
-          .notes = "Which versions saw it: alluvium trace, before")
-    if (o.n_rest != 1 || !split_record(o.rest[0], &control))
-        FAIL("it takes DOMAIN/RECORD");
-    ASK(RETRACT);
 }
 
 /* Each setting is a request of its own, in the order given; the first refusal ends it. */

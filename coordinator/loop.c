@@ -35,6 +35,7 @@
 #include "coordinator/facts.h"
 #include "coordinator/history.h"
 #include "coordinator/peers.h"
+#include "coordinator/purge.h"
 #include "coordinator/report.h"
 #include "coordinator/roots.h"
 #include "coordinator/streamlog.h"
@@ -69,6 +70,7 @@ struct loop {
     struct roots *roots;
     struct core *core;
     struct aggregator *aggregator;
+    struct purger *purger;
     struct bulk *bulk;
     struct dashboard *dashboard;
     struct history *history;
@@ -129,6 +131,9 @@ static void carry_out(struct loop *l)
             break;
         case EFFECT_AGGREGATE:
             aggregator_submit(l->aggregator, e);
+            break;
+        case EFFECT_PURGE:
+            purger_submit(l->purger, e->purge);
             break;
         case EFFECT_DROP_BLOB:
             roots_remove(l->roots, &e->drop);
@@ -228,7 +233,7 @@ static enum status drain(struct loop *l)
 
 /* ---- what happens by itself ------------------------------------------------------------------------------------ */
 
-static void on_mail(struct loop *l) /* a group is durable, or a candidate is ready */
+static void on_mail(struct loop *l) /* a group is durable, a candidate is ready, or files are purged */
 {
     uint64_t n, seq;
     struct err err;
@@ -250,6 +255,10 @@ static void on_mail(struct loop *l) /* a group is durable, or a candidate is rea
         }
         step(l, &event);
         aggregator_done(l->aggregator, result);
+    }
+    if (purger_take(l->purger, &seq)) {
+        struct event event = {.kind = EVENT_PURGED, .seq = seq};
+        step(l, &event);
     }
 }
 
@@ -432,6 +441,8 @@ static enum status start_core(struct loop *l, struct err *err)
                                    .notify_fd = l->fds[FD_MAIL]};
     if (!st)
         st = aggregator_start(&ac, &l->aggregator, err);
+    if (!st)
+        st = purger_start(streamlog_db(l->log), l->fds[FD_MAIL], &l->purger, err);
     if (st)
         return st;
     struct event event = {.kind = EVENT_START};
@@ -507,6 +518,7 @@ static enum status shut_down(struct loop *l, struct err *err)
         zmq_ctx_term(l->zmq);
     keys_free(l->keys);
     aggregator_stop(&l->aggregator);
+    purger_stop(&l->purger);
     if (l->log) {
         struct streamlog_stats stats;
         streamlog_stats(l->log, &stats);

@@ -174,6 +174,9 @@ json_t *report_status(const struct picture *p)
     json_object_set_new(j, "stopped", json_boolean(s->stopped));
     json_object_set_new(j, "exclusions", json_count(s->exclusions));
     json_object_set_new(j, "quarantined", json_count(s->quarantined));
+    json_object_set_new(j, "retractions", json_count(s->erasures));
+    json_object_set_new(j, "retractions_purged", json_count(s->purged));
+    json_object_set_new(j, "holders", json_count(s->n_holders));
     json_object_set_new(j, "workers", json_count(s->n_workers));
     json_object_set_new(j, "subscribers", json_count(s->n_subscribers));
     json_object_set_new(j, "producers", json_count(s->n_producers));

@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "base/check.h"
+#include "coordinator/core/snapshot.h"
 #include "coordinator/core/state.h"
 #include "coordinator/facts.h"
 #include "coordinator/report.h"
@@ -12,6 +13,7 @@ enum {
     SEEN_MAX = 1000,          /* descendants looked through for "versions that saw it" */
     RANGES_MAX = 200 * 1000,  /* collected for one answer */
     SEGMENTS_MAX = 64 * 1024, /* of one record */
+    HOLDERS_MAX = 256,        /* listed in one answer; all are counted */
 };
 
 /* ---- the state of one segment ------------------------------------------------------------------------------------ */
@@ -50,6 +52,8 @@ static enum status leases_read(struct db *db, struct leases *out, struct err *er
 struct segment {
     enum segment_state state;
     uint64_t ref;
+    bool trained; /* in `version`, whatever became of it since */
+    uint64_t version;
 };
 
 /* The stored range that starts at or before `offset` and covers it; false when none does. */
@@ -89,25 +93,30 @@ static const struct state_lease *lease_of(const struct leases *leases, struct do
 static enum status state_of(struct db *db, const struct leases *leases, struct domain_id domain, bool probe,
                             uint64_t offset, struct segment *out, struct err *err)
 {
-    struct state_settled s;
-    bool found = false;
+    struct state_settled s, settled;
+    bool found = false, was = false;
     enum status st = covering(db, key_stream('x', domain, probe, 0), key_stream('x', domain, probe, offset), offset,
                               &found, &s, err);
     if (!probe)
-        for (const char *tag = "Tt"; *tag && !st && !found; tag++)
-            st = covering(db, key_domain(*tag, domain, 0), key_domain(*tag, domain, offset), offset, &found, &s, err);
+        for (const char *tag = "Tt"; *tag && !st && !was; tag++)
+            st = covering(db, key_domain(*tag, domain, 0), key_domain(*tag, domain, offset), offset, &was, &settled,
+                          err);
     if (st)
         return st;
+    if (!found && was)
+        s = settled, found = true;
     const struct state_lease *lease = found || probe ? NULL : lease_of(leases, domain, offset);
     if (found)
-        *out = (struct segment){(enum segment_state)s.state, s.ref};
+        *out = (struct segment){.state = (enum segment_state)s.state, .ref = s.ref};
     else if (lease)
-        *out = (struct segment){lease->phase == LEASE_ACCEPTED  ? SEG_ACCEPTED
-                                : lease->phase == LEASE_GRANTED ? SEG_LEASED
-                                                                : SEG_PENDING,
-                                lease->id};
+        *out = (struct segment){.state = lease->phase == LEASE_ACCEPTED  ? SEG_ACCEPTED
+                                         : lease->phase == LEASE_GRANTED ? SEG_LEASED
+                                                                         : SEG_PENDING,
+                                .ref = lease->id};
     else
-        *out = (struct segment){SEG_PENDING, 0};
+        *out = (struct segment){.state = SEG_PENDING};
+    out->trained = was && settled.state == SEG_DONE;
+    out->version = out->trained ? settled.ref : 0;
     return ST_OK;
 }
 
@@ -155,11 +164,13 @@ static enum status add_run(struct db *db, uint64_t newest, json_t *runs, uint64_
     if (refs[s.state] && (s.ref || s.state == SEG_DONE))
         json_object_set_new(run, refs[s.state], json_count(s.ref));
     json_array_append_new(runs, run);
-    if (s.state != SEG_DONE)
+    if (!s.trained)
         return ST_OK;
+    if (s.state != SEG_DONE)
+        json_object_set_new(run, "trained_in", json_count(s.version));
     json_t *seen;
     bool more;
-    enum status st = descendants(db, s.ref, newest, &seen, &more, err);
+    enum status st = descendants(db, s.version, newest, &seen, &more, err);
     if (!st) {
         json_object_set_new(run, "seen_by", seen);
         json_object_set_new(run, "seen_by_more", json_boolean(more));
@@ -176,7 +187,8 @@ static enum status place_runs(struct db *db, const struct leases *leases, uint64
     enum status st = count > SEGMENTS_MAX ? err_set(err, ST_LIMIT, "the record has too many segments") : ST_OK;
     for (uint64_t o = first; !st && o < first + count; o++) {
         st = state_of(db, leases, domain, probe, o, &s, err);
-        if (!st && o > first && (s.state != run.state || s.ref != run.ref)) {
+        if (!st && o > first &&
+            (s.state != run.state || s.ref != run.ref || s.trained != run.trained || s.version != run.version)) {
             st = add_run(db, newest, runs, run_first, o - run_first, probe, run, err);
             run_first = o;
         }
@@ -222,6 +234,117 @@ static enum status copies(struct db *db, const struct leases *leases, uint64_t n
     return st == ST_EMPTY ? ST_OK : st;
 }
 
+static int by_number(const void *a, const void *b)
+{
+    uint64_t x = *(const uint64_t *)a, y = *(const uint64_t *)b;
+    return x < y ? -1 : x > y;
+}
+
+/* All versions that any of the places names, ascending, each once. */
+static uint64_t *seen_in(const json_t *places, size_t *n)
+{
+    uint64_t *all = NULL;
+    size_t i, j, k, cap = 0, kept = 0;
+    json_t *place, *run, *number;
+    *n = 0;
+    json_array_foreach(places, i, place) json_array_foreach(json_object_get(place, "segments"), j, run)
+        json_array_foreach(json_object_get(run, "seen_by"), k, number)
+    {
+        if (*n == cap)
+            all = xrealloc_array(all, cap = cap ? 2 * cap : 64, sizeof *all);
+        all[(*n)++] = (uint64_t)json_integer_value(number);
+    }
+    if (*n)
+        qsort(all, *n, sizeof *all, by_number);
+    for (i = 0; i < *n; i++)
+        if (!kept || all[kept - 1] != all[i])
+            all[kept++] = all[i];
+    *n = kept;
+    return all;
+}
+
+/* The newest ancestor of the newest version that saw none of it: what to go back to. */
+static enum status clean_version(struct db *db, uint64_t newest, const uint64_t *seen, size_t n, uint64_t *out,
+                                 struct err *err)
+{
+    struct buf value = {0};
+    struct state_version *v = xmalloc(sizeof *v);
+    enum status st = ST_OK;
+    *out = newest;
+    while (!st && n && bsearch(out, seen, n, sizeof *seen, by_number)) {
+        st = facts_version(db, *out, &value, v, err);
+        if (!st && v->parent >= *out)
+            st = err_set(err, ST_CORRUPT, "version %llu has parent %llu", (unsigned long long)*out,
+                         (unsigned long long)v->parent);
+        if (!st)
+            *out = v->parent;
+    }
+    free(v);
+    buf_release(&value);
+    return st;
+}
+
+static enum status add_seen(struct db *db, uint64_t newest, const json_t *places, json_t *out, struct err *err)
+{
+    size_t n;
+    uint64_t clean, *seen = seen_in(places, &n);
+    enum status st = clean_version(db, newest, seen, n, &clean, err);
+    json_t *list = json_array();
+    for (size_t i = 0; i < n; i++)
+        json_array_append_new(list, json_count(seen[i]));
+    json_object_set_new(out, "seen_by", list);
+    if (!st)
+        json_object_set_new(out, "clean", json_count(clean));
+    free(seen);
+    return st;
+}
+
+/* Who asked for it, whether the text has left the database's files, and which workers may hold it still; NULL when the
+ * record was never retracted. */
+static enum status retraction_of(const struct report_source *source, struct domain_id domain, const char *record,
+                                 json_t **out, struct err *err)
+{
+    struct hash16 id;
+    struct buf value = {0};
+    struct state_retraction r;
+    Alv__Record named = ALV__RECORD__INIT;
+    named.id = (char *)(uintptr_t)record;
+    struct hash16 content;
+    record_hashes(&source->dir->seed, domain, &named, &content, &id);
+    struct state_key key = key_hash('r', &id);
+    enum status st = db_get(streamlog_db(source->log), FAMILY_AUDIT, key.b, key.len, &value, err);
+    if (!st && !state_retraction_get(buf_bytes(&value), &r))
+        st = err_set(err, ST_CORRUPT, "a stored retraction does not decode; restore a backup");
+    buf_release(&value);
+    if (st)
+        return st == ST_NOT_FOUND ? ST_OK : st;
+    struct snapshot *s = xcalloc(1, sizeof *s);
+    struct state_holder *held = xcalloc(HOLDERS_MAX, sizeof *held);
+    uint32_t n = core_holders(source->core, r.exclusion_seq, held, HOLDERS_MAX);
+    json_t *list = json_array();
+    core_snapshot(source->core, source->now_ms, s);
+    for (uint32_t i = 0; i < n && i < HOLDERS_MAX; i++) {
+        char instance[33];
+        json_t *h = json_object();
+        hex_encode(held[i].instance, sizeof held[i].instance, instance);
+        json_object_set_new(h, "key", json_string(held[i].key.s));
+        json_object_set_new(h, "instance", json_string(instance));
+        json_object_set_new(h, "applied", json_count(held[i].applied));
+        json_object_set_new(h, "reported_s", json_count(held[i].seen_s));
+        json_array_append_new(list, h);
+    }
+    *out = json_object();
+    json_object_set_new(*out, "by", json_string(r.key.s));
+    json_object_set_new(*out, "at_s", json_count(r.wall_s));
+    json_object_set_new(*out, "exclusion_seq", json_count(r.exclusion_seq));
+    json_object_set_new(*out, "purged", json_boolean(s->purged >= r.number));
+    json_object_set_new(*out, "holders", list);
+    json_object_set_new(*out, "holders_total", json_count(n));
+    free(held);
+    free(s);
+    return ST_OK;
+}
+
 static enum status trace_record(const struct report_source *source, const Alv__Control *control, uint64_t newest,
                                 json_t **out, struct err *err)
 {
@@ -253,6 +376,9 @@ static enum status trace_record(const struct report_source *source, const Alv__C
         if (!st && !p->probe)
             st = copies(db, &leases, newest, p->domain, p->first, p->count, places, err);
     }
+    json_t *retraction = NULL;
+    if (!st)
+        st = retraction_of(source, domain, control->record, &retraction, err);
     if (!st) {
         *out = json_object();
         json_object_set_new(*out, "domain", json_string(control->domain));
@@ -260,7 +386,14 @@ static enum status trace_record(const struct report_source *source, const Alv__C
         json_object_set_new(*out, "revision", json_count(id->revision));
         json_object_set_new(*out, "live", json_boolean(id->live));
         json_object_set(*out, "places", places);
+        if (retraction)
+            json_object_set(*out, "retraction", retraction);
+        if ((st = add_seen(db, newest, places, *out, err))) {
+            json_decref(*out);
+            *out = NULL;
+        }
     }
+    json_decref(retraction);
     json_decref(places);
     leases_release(&leases);
     free(id);

@@ -40,7 +40,7 @@ struct db {
     bool read_only;
     _Atomic(rocksdb_writebatch_t *) spare; /* the last commit's, emptied: its memory serves the next */
     _Atomic int64_t unchecked_bytes;       /* may be written before statvfs is asked again; <= 0: ask now */
-    atomic_bool dead;
+    atomic_bool dead, no_purge;
 };
 
 /* RocksDB's C interface has error texts only: all are turned into codes here. `text` is consumed. */
@@ -493,7 +493,15 @@ enum status db_purge(struct db *db, uint8_t family, struct bytes from, struct by
                                  (const char *)to.data, to.len);
     rocksdb_compactoptions_destroy(compact);
     text = set_cleaning(db, family, "0.0");
-    return text ? classify(db, text, "cannot purge", err) : ST_OK;
+    if (text)
+        return classify(db, text, "cannot purge", err);
+    return atomic_load(&db->no_purge) ? err_set(err, ST_STOPPED, "the purge was broken off") : ST_OK;
+}
+
+void db_purge_stop(struct db *db)
+{
+    atomic_store(&db->no_purge, true); /* before: a purge that still ends well is then said to have been broken off */
+    rocksdb_disable_manual_compaction(db->rocks);
 }
 
 enum status db_scrub(struct db *db, uint8_t family, db_each_fn each, void *user, uint64_t *keys, uint64_t *bytes,

@@ -81,8 +81,11 @@ void db_iter_close(struct db_iter **iter);
 /* A consistent copy in the new directory `dir` (hard links where it can), for backup. `dir` must not exist. */
 enum status db_checkpoint(struct db *db, const char *dir, struct err *err);
 
-/* Rewrites [from, to) so that what was deleted is gone from the files, the log included. Slow; blocks. */
+/* Rewrites [from, to) so that what was deleted is gone from the files, the log included. Slow; blocks; commits and reads go
+ * on meanwhile. ST_STOPPED: db_purge_stop() was called. */
 enum status db_purge(struct db *db, uint8_t family, struct bytes from, struct bytes to, struct err *err);
+/* Breaks off a purge that runs, and allows none any more. From any thread, before db_close(). */
+void db_purge_stop(struct db *db);
 
 /* Reads every block of a family with checksums verified and without filling the cache. `each` (may be NULL) sees every
  * pair and may return a status that stops the walk. ST_CORRUPT names the place. */

@@ -38,6 +38,8 @@ static void got_task(struct worker_core *core, const Alv__Task *task, struct wor
 {
     struct err err;
     if (!task->lease && !task->evaluate) {
+        if (task->exclusion_seq > core->exclusion_newest)
+            core->exclusion_newest = task->exclusion_seq;
         if (core->not_before < core->asked_at + ASK_MS)
             core->not_before = core->asked_at + ASK_MS;
         task_next(core, out);

@@ -94,52 +94,6 @@ static enum status domain_set_up(struct core *core, const Alv__Control *c, struc
     return ST_OK;
 }
 
-static enum status retract(struct core *core, const struct event *event, struct buf *json, struct err *err)
-{
-    const Alv__Control *c = (const Alv__Control *)event->message;
-    struct domain *d = domain_find(core, c->domain);
-    struct state_id id;
-    struct hash16 hash;
-    const struct overlay *o;
-    uint64_t segments = 0;
-    if (!d)
-        return err_set(err, ST_NOT_FOUND, "no domain \"%.64s\"", c->domain);
-    id_hash(&core->config.seed, d->id, (struct bytes){(const uint8_t *)c->record, strlen(c->record)}, &hash);
-    if (overlay_find(core, true, &hash, &o))
-        memcpy(&id, o->id, ID_BYTES(o->id));
-    else if (!event->record_value.len)
-        return err_set(err, ST_NOT_FOUND, "no record \"%.256s\" in domain %s", c->record, d->d.name.s);
-    else if (!state_id_get(event->record_value, &id))
-        return err_set(err, ST_CORRUPT, "what is stored about record \"%.256s\" does not parse", c->record);
-    buf_printf(json, "{\"domain\":\"%s\",\"revisions\":%u,\"places\":[", d->d.name.s, id.revision);
-    for (uint32_t i = 0; i < id.n; i++) {
-        struct state_place *p = &id.places[i];
-        struct state_key from = key_stream('s', d->id, p->probe, p->first);
-        struct state_key to = key_stream('s', d->id, p->probe, p->first + p->count);
-        struct state_settled v = {p->count, SEG_RETRACTED, 0};
-        if (p->probe) {
-            domain_drop_windows(core, d, p->first, p->count);
-            PUT(core, FAMILY_STREAM, key_stream('x', d->id, true, p->first), state_settled, &v);
-        } else {
-            domain_exclude(core, d, p->first, p->count, SEG_RETRACTED);
-        }
-        batch_delete_range(&core->batch, FAMILY_STREAM, from.b, from.len, to.b, to.len);
-        segments += p->count;
-        buf_printf(json, "%s{\"part\":\"%s\",\"first\":%llu,\"count\":%u}", i ? "," : "", p->probe ? "probe" : "train",
-                   (unsigned long long)p->first, p->count);
-    }
-    buf_printf(json, "],\"segments\":%llu,\"exclusion_seq\":%zu}", (unsigned long long)segments, core->exclusions_n);
-    if (id.live) {
-        delete_key(core, FAMILY_DEDUPE, key_hash('c', &id.content));
-        overlay_content(core, &id.content, false);
-    }
-    id.live = 0;
-    PUT(core, FAMILY_DEDUPE, key_hash('i', &hash), state_id, &id);
-    overlay_id(core, &hash, &id);
-    planner_pending(core);
-    return ST_OK;
-}
-
 static void quarantine_list(const struct core *core, struct buf *json)
 {
     buf_printf(json, "{\"quarantine\":[");

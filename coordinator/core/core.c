@@ -218,6 +218,8 @@ void core_free(struct core *core)
     map_release(&core->stream_index);
     map_release(&core->contents);
     map_release(&core->ids);
+    map_release(&core->holder_by_id);
+    free(core->holders);
     free(core->fresh);
     free(core->parked);
     free(core->sessions);
@@ -322,10 +324,19 @@ static bool load_meta(struct core *core, struct bytes key, struct bytes value)
         GROW(core->exclusions, core->exclusions_n, core->exclusions_cap);
         core->exclusions[core->exclusions_n++] =
             (struct state_exclusion_packed){v.first, v.watermark, v.count, v.domain.v, v.state};
+        core->erase_seq = v.state == SEG_RETRACTED ? n : core->erase_seq;
         return true;
     }
     case 'f':
         return read_u32(&r) == STATE_FORMAT && reader_done(&r);
+    case 'h': {
+        struct state_holder v;
+        struct hash16 id;
+        if (key.len != 1 + sizeof id.b || !state_holder_get(value, &v))
+            return false;
+        memcpy(id.b, key.data + 1, sizeof id.b);
+        return retract_load(core, &id, &v);
+    }
     case 'k': {
         struct state_link v;
         if (!key_read_domain(key, &domain, &first) || domain.v >= core->n_domains || !state_link_get(value, &v) ||
@@ -518,6 +529,7 @@ static void start(struct core *core, const struct event *event)
     core->started = true;
     apply_exclusions(core);
     planner_pending(core);
+    retract_start(core);
     for (uint32_t i = 0; i < core->n_leases; i++)
         if (core->leases[i]->s.phase == LEASE_GRANTED) {
             core->leases[i]->silent_at = core->now + core->config.settings.lease_silence_ms;
@@ -554,7 +566,6 @@ static void exclusions_get(struct core *core, const struct event *event, struct 
         e->watermark = x->watermark;
         e->erase = x->state == SEG_RETRACTED;
     }
-    m->exclusion_seq = from;
     reply(core, &event->peer, event->request, VERB_EXCLUSIONS, out);
 }
 
@@ -663,6 +674,9 @@ void core_step(struct core *core, const struct event *event, struct effects *eff
         break;
     case EVENT_TICK:
         tick(core);
+        break;
+    case EVENT_PURGED:
+        retract_purged(core, event->seq);
         break;
     case EVENT_DISK_LOW:
         core->disk_low = event->low;

@@ -99,6 +99,7 @@ enum event_kind {
     EVENT_COMMITTED,  /* all batches up to `seq` are durable */
     EVENT_AGGREGATED, /* answer to EFFECT_AGGREGATE */
     EVENT_TICK,       /* time passed; sent at the latest at core_deadline() */
+    EVENT_PURGED,     /* answer to EFFECT_PURGE: `seq` is its number, or an earlier one's */
     EVENT_DISK_LOW,   /* `low` tells: refuse what grows (ST_AGAIN) until it is false again */
 };
 
@@ -131,7 +132,7 @@ struct event {
     bool blob_held;                      /* DELTA_COMMIT: the blob is whole, verified and durable */
     struct bytes record_value;           /* CONTROL_RETRACT: the stored value of the id (state.h); empty: unknown */
     const struct version_facts *version; /* CONTROL_ROLLBACK, CONTROL_PROMOTE: of `number`; NULL: unknown */
-    uint64_t seq;                        /* COMMITTED */
+    uint64_t seq;                        /* COMMITTED, PURGED */
     uint8_t incarnation[16];             /* START */
     const struct aggregated *aggregated; /* AGGREGATED */
     bool low;                            /* DISK_LOW */
@@ -142,6 +143,7 @@ enum effect_kind {
     EFFECT_PERSIST,
     EFFECT_AGGREGATE,
     EFFECT_DROP_BLOB, /* nothing refers to it any more (durably so): may be deleted */
+    EFFECT_PURGE, /* text was deleted (durably so): rewrite the files that held it. The newest does for all before */
 };
 
 struct effect {
@@ -171,6 +173,7 @@ struct effect {
             } * deltas; /* owned; in lease order */
         } aggregate;
         struct digest drop;
+        uint64_t purge;
     };
 };
 
@@ -222,6 +225,11 @@ bool core_producer_domain(const struct core *core, uint64_t producer, struct dom
 
 /* The oldest version whose signed manifest the core still holds: the shell answers a WATCH from below it. */
 uint64_t core_versions_oldest(const struct core *core);
+
+/* Worker instances that may hold text retracted by an exclusion up to `seq`: all that ever asked for work and have not
+ * reported it applied. Fills at most `max`, returns how many there are. */
+struct state_holder;
+uint32_t core_holders(const struct core *core, uint64_t seq, struct state_holder *out, uint32_t max);
 
 /* Read-only picture for status, metrics and the dashboard (snapshot.h). */
 struct snapshot;

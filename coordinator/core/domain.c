@@ -224,6 +224,7 @@ uint64_t exclusion_add(struct core *core, struct domain *d, uint64_t first, uint
     core->exclusions[core->exclusions_n++] =
         (struct state_exclusion_packed){first, v.watermark, count, d->id.v, (uint8_t)state};
     core->counters.exclusion = core->exclusions_n;
+    core->erase_seq = state == SEG_RETRACTED ? core->exclusions_n : core->erase_seq;
     core->counters_dirty = true;
     PUT(core, FAMILY_META, key_u64('e', core->exclusions_n), state_exclusion, &v);
     return core->exclusions_n;

@@ -171,6 +171,11 @@ struct overlay { /* what has been decided about a content or id but may not be o
 };
 #define ID_BYTES(id) (offsetof(struct state_id, places) + (id)->n * sizeof(id)->places[0])
 
+struct holder {
+    struct hash16 id; /* roster_id() */
+    struct state_holder h;
+};
+
 struct core {
     struct core_config config;
     uint64_t now, wall_s;
@@ -208,6 +213,10 @@ struct core {
         uint8_t state;
     } * exclusions; /* index = seq - 1 */
     size_t exclusions_n, exclusions_cap;
+    uint64_t erase_seq; /* newest of them that is a retraction */
+    struct holder *holders;
+    size_t holders_n, holders_cap;
+    struct map holder_by_id;
     struct held {
         uint64_t id;
         struct state_quarantine q;
@@ -323,6 +332,7 @@ bool stream_add(struct core *core, uint64_t id, struct state_stream *stream); /*
 /* ---- roster.c */
 void roster_hello(struct core *core, const struct event *event);
 void roster_gone(struct core *core, const struct peer *peer);
+struct hash16 roster_id(const struct core *core, const struct peer *peer, const uint8_t instance[16]);
 struct member *roster_find(struct core *core, const struct peer *peer);
 void roster_park(struct core *core, struct member *m, uint64_t request, uint32_t wait_ms);
 void roster_unpark(struct core *core, struct member *m);
@@ -342,6 +352,7 @@ void lease_return_task(struct core *core, const struct event *event, struct memb
 void lease_commit(struct core *core, const struct event *event, struct member *m);
 void lease_newer_boot(struct core *core, const struct member *m);
 void lease_serve(struct core *core); /* gives what is open to who waits */
+void lease_tell(struct core *core);  /* answers who waits, so that it applies the newest exclusions */
 void lease_expire(struct core *core);
 void lease_store(struct core *core, struct lease *l);
 void lease_hold(struct core *core, uint32_t index, const char *reason); /* quarantines its data and drops it */
@@ -390,6 +401,13 @@ void release_expire(struct core *core);
  * ranges were given back in this line; nothing is done. */
 enum status release_repeat(struct core *core, const struct range *ranges, uint32_t n, bool supersede,
                            uint64_t *segments, struct err *err);
+
+/* ---- retract.c */
+enum status retract(struct core *core, const struct event *event, struct buf *json, struct err *err);
+void retract_applied(struct core *core, const struct member *m); /* it reports how far it has come */
+void retract_start(struct core *core);
+void retract_purged(struct core *core, uint64_t erasures);
+bool retract_load(struct core *core, const struct hash16 *id, const struct state_holder *h);
 
 /* ---- control.c */
 void control(struct core *core, const struct event *event, struct member *m);

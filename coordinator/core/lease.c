@@ -125,6 +125,14 @@ static void give_back(struct core *core, uint32_t index, bool failed)
     lease_store(core, l);
 }
 
+static void no_task(struct core *core, struct member *m)
+{
+    Alv__Task *none = new_message(&alv__task__descriptor);
+    none->exclusion_seq = core->exclusions_n;
+    roster_unpark(core, m);
+    reply(core, &m->peer, m->request, VERB_TASK, none);
+}
+
 void lease_expire(struct core *core)
 {
     for (uint32_t i = core->n_leases; i-- > 0;) {
@@ -140,9 +148,15 @@ void lease_expire(struct core *core)
         struct member *m = core->members[i];
         if (!m->waiting || m->until_ms > core->now || m->peer.plane != PLANE_WORK)
             continue;
-        roster_unpark(core, m);
-        reply(core, &m->peer, m->request, VERB_TASK, new_message(&alv__task__descriptor));
+        no_task(core, m);
     }
+}
+
+void lease_tell(struct core *core)
+{
+    for (size_t i = 0; i < core->members_n && core->parked_workers; i++)
+        if (core->members[i]->waiting && core->members[i]->peer.plane == PLANE_WORK)
+            no_task(core, core->members[i]);
 }
 
 void lease_newer_boot(struct core *core, const struct member *m)
@@ -330,6 +344,7 @@ void lease_request(struct core *core, const struct event *event, struct member *
     const Alv__TaskRequest *r = (const Alv__TaskRequest *)event->message;
     FORMAT(m->fingerprint, "%s", r->fingerprint[0] ? r->fingerprint : "unknown");
     m->exclusion_seq = r->exclusion_seq;
+    retract_applied(core, m);
     m->tokens_per_s = r->tokens_per_s;
     roster_park(core, m, event->request, r->wait_ms);
     if (core->round.phase == ROUND_EVALUATING) {

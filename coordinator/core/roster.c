@@ -13,7 +13,7 @@ static struct hash16 conn_key(const struct peer *peer)
     return map_key(peer->conn, 1 + (uint64_t)peer->plane);
 }
 
-static struct hash16 member_key(const struct core *core, const struct peer *peer, const uint8_t instance[16])
+struct hash16 roster_id(const struct core *core, const struct peer *peer, const uint8_t instance[16])
 {
     struct buf b = {0};
     struct hash16 h;
@@ -56,7 +56,7 @@ void roster_park(struct core *core, struct member *m, uint64_t request, uint32_t
 static void remove_at(struct core *core, size_t at)
 {
     struct member *m = core->members[at];
-    struct hash16 conn = conn_key(&m->peer), id = member_key(core, &m->peer, m->instance);
+    struct hash16 conn = conn_key(&m->peer), id = roster_id(core, &m->peer, m->instance);
     roster_unpark(core, m);
     map_delete(&core->member_by_conn, &conn);
     map_delete(&core->member_by_id, &id);
@@ -65,7 +65,7 @@ static void remove_at(struct core *core, size_t at)
     if (at == core->members_n)
         return;
     m = core->members[at];
-    id = member_key(core, &m->peer, m->instance);
+    id = roster_id(core, &m->peer, m->instance);
     map_put(&core->member_by_id, &id, at);
     if (m->here) {
         conn = conn_key(&m->peer);
@@ -103,7 +103,7 @@ void roster_gone(struct core *core, const struct peer *peer)
 /* A member for this hello, or NULL with the refusal sent. */
 static struct member *admit(struct core *core, const struct event *event, const Alv__Hello *hello)
 {
-    struct hash16 conn = conn_key(&event->peer), id = member_key(core, &event->peer, hello->instance.data);
+    struct hash16 conn = conn_key(&event->peer), id = roster_id(core, &event->peer, hello->instance.data);
     uint64_t at;
     if (map_get(&core->member_by_id, &id, &at)) {
         struct member *m = core->members[at];

@@ -162,6 +162,9 @@ static void io_state_counters(struct io *io, struct state_counters *v)
     io_u64(io, &v->quarantine);
     io_u64(io, &v->exclusion);
     io_u64(io, &v->audit);
+    io_u64(io, &v->erasures);
+    io_u64(io, &v->purged);
+    io_limit(io, v->purged, v->erasures);
     io_u32(io, &v->refusals);
     uint8_t stopped = v->stopped;
     io_u8(io, &stopped);
@@ -232,6 +235,22 @@ static void io_state_quarantine(struct io *io, struct state_quarantine *v)
     io_u64(io, &v->wall_s);
     io_text(io, v->reason, sizeof v->reason);
     io_ranges(io, &v->n, &v->ranges);
+}
+
+static void io_state_holder(struct io *io, struct state_holder *v)
+{
+    io_name(io, &v->key);
+    io_raw(io, v->instance, 16);
+    io_u64(io, &v->applied);
+    io_u64(io, &v->seen_s);
+}
+
+static void io_state_retraction(struct io *io, struct state_retraction *v)
+{
+    io_u64(io, &v->number);
+    io_u64(io, &v->exclusion_seq);
+    io_u64(io, &v->wall_s);
+    io_name(io, &v->key);
 }
 
 static void io_state_link(struct io *io, struct state_link *v)
@@ -465,6 +484,8 @@ STATE(state_domain, nothing_owned)
 STATE(state_stream, state_stream_release)
 STATE(state_exclusion, nothing_owned)
 STATE(state_quarantine, state_quarantine_release)
+STATE(state_holder, nothing_owned)
+STATE(state_retraction, nothing_owned)
 STATE(state_link, nothing_owned)
 STATE(state_round, nothing_owned)
 STATE(state_lease, state_lease_release)

@@ -6,6 +6,7 @@
  *
  * META     "f" format · "s" applied_seq · "l" line · "S" counter: session · "c" counters · "a" alias statement · "r" round
  *          "d" domain · "p" stream (of a producer) · "e" seq: exclusion · "q" id: quarantine · "k" domain, first: link
+ *          "h" worker instance: how far its erasures went
  * STREAM   "s" domain, probe, offset: segment · "z" domain, first: sizes of appended segments above the watermark
  *          "t" domain, first: settled range above the watermark · "T" the same below it (history: never loaded)
  *          "w" domain, first: probe windows · "x" domain, probe, first: a later state of settled or probe segments
@@ -14,7 +15,7 @@
  * DELTAS   "d" lease: accepted delta · "f" lease: first-pass losses
  * VERSIONS "m" number: version · "v" round, attempt: verdict
  * MATRIX   "r" version, domain: losses · "e" round, task: evaluation results of the round in progress
- * AUDIT    "a" n: operator's action · "t" slot: token and its answer
+ * AUDIT    "a" n: operator's action · "t" slot: token and its answer · "r" id: its retraction
  *
  * The state of a train segment: if an "x" covers it, that state; else the "T" or "t" range that covers it; else, above
  * the watermark, leased or accepted when a lease lists it, and pending when none does.
@@ -76,8 +77,9 @@ struct state_session {
 
 struct state_counters { /* the next number of each kind; `version` is the newest published */
     uint64_t version, round, lease, stream, quarantine, exclusion, audit;
-    uint32_t refusals; /* rounds refused since the last published one */
-    bool stopped;      /* leasing stopped with an alarm */
+    uint64_t erasures, purged; /* retractions; those whose text is in no file of the database any more */
+    uint32_t refusals;         /* rounds refused since the last published one */
+    bool stopped;              /* leasing stopped with an alarm */
     char alarm[STATE_TEXT_MAX + 1];
 };
 
@@ -126,6 +128,20 @@ struct range {
     struct domain_id domain;
     uint64_t first;
     uint32_t count;
+};
+
+struct state_holder { /* a worker instance that was given text */
+    struct name key;
+    uint8_t instance[16];
+    uint64_t applied; /* exclusions up to here: what they retract is not on its disk */
+    uint64_t seen_s;  /* when that was reported */
+};
+
+struct state_retraction {   /* the newest of a record */
+    uint64_t number;        /* counts retractions */
+    uint64_t exclusion_seq; /* 0: it was held out, no worker kept it */
+    uint64_t wall_s;
+    struct name key; /* who asked for it */
 };
 
 struct state_quarantine {
@@ -286,6 +302,8 @@ STATE(state_domain);
 STATE(state_stream);
 STATE(state_exclusion);
 STATE(state_quarantine);
+STATE(state_holder);
+STATE(state_retraction);
 STATE(state_link);
 STATE(state_round);
 STATE(state_lease);

@@ -377,6 +377,61 @@ static void check_subscriber(struct stage *s)
     client_close(&models);
 }
 
+static bool on_disk(const struct stage *s, const char *text)
+{
+    char command[512];
+    snprintf(command, sizeof command, "grep -rqa '%s' %s/db", text, s->dir);
+    return system(command) == 0;
+}
+
+/* The text leaves the log's files, the versions that learnt it are named, and the worker that had it, until it reports. */
+static void check_retraction(struct stage *s)
+{
+    struct err err = {""};
+    json_t *j = NULL, *r = NULL;
+    char id[16] = "", text[64];
+    for (int i = 0; i < RECORDS && !id[0]; i++) {
+        char name[16];
+        snprintf(name, sizeof name, "r%d", i);
+        j = ask_json(s, ALV__CONTROL_VERB__CONTROL_TRACE, 0, name);
+        if (json_array_size(json_object_get(j, "seen_by")))
+            memcpy(id, name, sizeof id);
+        json_decref(j);
+    }
+    REQUIRE(id[0]);
+    snprintf(text, sizeof text, "The %sth thing that was noted down", id + 1);
+    EXPECT(on_disk(s, text));
+    j = ask_json(s, ALV__CONTROL_VERB__CONTROL_RETRACT, 0, id);
+    json_int_t seq = number(j, "exclusion_seq");
+    EXPECT(seq > 0 && number(j, "holders") == 1);
+    json_decref(j);
+    for (int i = 0; i < 10000; i++) { /* each answer is waited for */
+        j = ask_json(s, ALV__CONTROL_VERB__CONTROL_TRACE, 0, id);
+        if (json_is_true(json_object_get(json_object_get(j, "retraction"), "purged")))
+            break;
+        json_decref(j);
+        j = NULL;
+    }
+    REQUIRE(j != NULL);
+    EXPECT(!on_disk(s, text) && on_disk(s, "thing that was noted down"));
+    r = json_object_get(j, "retraction");
+    EXPECT(number(r, "holders_total") == 1 && number(r, "exclusion_seq") == seq);
+    EXPECT_STR(json_string_value(json_object_get(json_array_get(json_object_get(r, "holders"), 0), "key")), "pool");
+    json_t *run = json_array_get(json_object_get(json_array_get(json_object_get(j, "places"), 0), "segments"), 0);
+    EXPECT_STR(json_string_value(json_object_get(run, "state")), "retracted");
+    EXPECT(number(run, "trained_in") == 1 && number(j, "clean") == 0);
+    EXPECT(json_integer_value(json_array_get(json_object_get(j, "seen_by"), 0)) == 1);
+    json_decref(j);
+
+    Alv__TaskRequest request = ALV__TASK_REQUEST__INIT;
+    request.exclusion_seq = (uint64_t)seq;
+    request.fingerprint = (char *)(uintptr_t) "pretended";
+    EXPECT_ST(client_ask(&s->work, VERB_TASK_REQUEST, &request.base, 5000, NULL, &err), ST_OK, &err);
+    j = ask_json(s, ALV__CONTROL_VERB__CONTROL_TRACE, 0, id);
+    EXPECT_EQ(number(json_object_get(j, "retraction"), "holders_total"), 0);
+    json_decref(j);
+}
+
 /* Many more uploads than the table of uploads has rows, each used up and deleted before the next look at the table: what
  * short rounds do. */
 static void check_uploads_do_not_run_out(struct stage *s)
@@ -415,6 +470,7 @@ static void test_a_round_from_push_to_subscriber(void)
         if (push(&s) && work(&s)) {
             check_reports(&s);
             check_subscriber(&s);
+            check_retraction(&s);
             check_uploads_do_not_run_out(&s);
         }
         client_close(&s.work);

@@ -249,6 +249,62 @@ static void test_retract_reaches_every_copy(void)
     world_close(&w);
 }
 
+static const struct said *ask_work(struct world *w, struct peer p, uint64_t exclusion_seq)
+{
+    Alv__TaskRequest r = ALV__TASK_REQUEST__INIT;
+    r.wait_ms = 20000;
+    r.fingerprint = (char[]){"ref"};
+    r.exclusion_seq = exclusion_seq;
+    return world_send(w, p, VERB_TASK_REQUEST, &r);
+}
+
+static void purged(struct world *w, uint64_t number)
+{
+    struct event event = {.kind = EVENT_PURGED, .seq = number};
+    world_step(w, &event);
+}
+
+static void test_a_retraction_is_seen_through(void)
+{
+    struct world w;
+    struct state_holder held[4];
+    world_open(&w);
+    publish(&w, "a"); /* two workers asked for work */
+    ask_work(&w, workers[0], look(&w)->exclusions);
+    uint64_t idle = w.request;
+    w.hold = true;
+    world_retract(&w, "code", CODE, "a7");
+    uint64_t request = w.request;
+    EXPECT(!world_reply(&w, request) && !w.purge && !world_reply(&w, idle)); /* nothing before it is durable */
+    world_commit(&w);
+    w.hold = false;
+    const struct said *s = world_reply(&w, request), *told = world_reply(&w, idle);
+    REQUIRE(s && s->verb == VERB_CONTROL_REPLY && told && told->verb == VERB_TASK);
+    EXPECT(strstr(((const Alv__ControlReply *)s->message)->json, "\"holders\":2") != NULL);
+    uint64_t seq = look(&w)->exclusions;
+    EXPECT_EQ(((const Alv__Task *)told->message)->exclusion_seq, seq); /* an idle worker hears of it at once */
+    EXPECT_EQ(w.purge, 1);
+    EXPECT(snap->erasures == 1 && !snap->purged && snap->n_holders == 2);
+
+    world_restart(&w); /* the files were not rewritten: asked for again; who holds text is remembered */
+    EXPECT_EQ(w.purge, 1);
+    EXPECT_EQ(core_holders(w.core, seq, held, 4), 2);
+    EXPECT(held[0].applied < seq && held[0].instance[0] != held[1].instance[0] && !strcmp(held[0].key.s, "key"));
+    for (unsigned i = 0; i < WORKERS; i++) {
+        world_hello(&w, workers[i], (uint8_t)(50 + i), 1);
+        ask_work(&w, workers[i], seq);
+        EXPECT_EQ(look(&w)->n_holders, WORKERS - 1 - i);
+    }
+    purged(&w, 2); /* there is none of that number */
+    EXPECT(look(&w)->purged == 0);
+    purged(&w, 1);
+    EXPECT(look(&w)->purged == 1);
+    w.purge = 0;
+    world_restart(&w);
+    EXPECT(!w.purge && look(&w)->n_holders == 0 && snap->purged == 1);
+    world_close(&w);
+}
+
 static void test_superseded_while_leased(void)
 {
     struct world w;
@@ -375,6 +431,7 @@ int main(void)
     RUN(test_aliases_by_compare_and_swap);
     RUN(test_rollback);
     RUN(test_retract_reaches_every_copy);
+    RUN(test_a_retraction_is_seen_through);
     RUN(test_superseded_while_leased);
     RUN(test_tokens_make_control_idempotent);
     RUN(test_a_copied_directory_is_refused);

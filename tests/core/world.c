@@ -29,6 +29,8 @@ static void take(struct world *w, struct effect *e)
         w->aggregate = *e;
         w->aggregate_wanted = true;
         e->kind = EFFECT_DROP_BLOB;
+    } else if (e->kind == EFFECT_PURGE) {
+        w->purge = e->purge;
     } else {
         w->dropped = xrealloc_array(w->dropped, w->n_dropped + 1, sizeof *w->dropped);
         w->dropped[w->n_dropped++] = e->drop;

@@ -24,6 +24,7 @@ struct world {
     size_t n_said, cap_said;
     struct digest *dropped;
     size_t n_dropped;
+    uint64_t purge;          /* newest EFFECT_PURGE; a test may reset it */
     struct effect aggregate; /* the newest request; kind 0 (a send) when none is open */
     bool aggregate_wanted;
     double candidate_loss; /* nats per token of every candidate; references have 2 */

@@ -51,7 +51,9 @@
     X(state_verdict, NO_RELEASE)                  \
     X(state_losses, state_losses_release)         \
     X(state_audit, NO_RELEASE)                    \
-    X(state_token, NO_RELEASE)
+    X(state_token, NO_RELEASE)                    \
+    X(state_holder, NO_RELEASE)                   \
+    X(state_retraction, NO_RELEASE)
 
 EACH(TRY)
 

@@ -581,3 +581,56 @@ void check_drop(struct world *w, const struct digest *digest)
                  aliases.aliases[i].name.s);
     aliases_release(&aliases);
 }
+
+/* ---- retraction: the files, and the workers */
+
+static bool disk_counters(const struct world *w, struct state_counters *out)
+{
+    struct bytes value;
+    return disk_get(w, FAMILY_META, key_plain('c'), &value) && state_counters_get(value, out);
+}
+
+void check_purge(struct world *w, uint64_t number)
+{
+    struct state_counters c;
+    CHECK(disk_counters(w, &c));
+    if (number > c.erasures)
+        fail(w, "retraction %" PRIu64 " is to leave the files, which the disk does not know yet", number);
+}
+
+struct holders {
+    struct world *w;
+    uint64_t erased; /* newest exclusion that is a retraction */
+    unsigned n;
+};
+
+static bool newest_erasure(void *user, struct bytes key, struct bytes value)
+{
+    struct holders *h = user;
+    struct state_exclusion e;
+    uint64_t seq;
+    CHECK(key_read_u64(key, &seq) && state_exclusion_get(value, &e));
+    h->erased = e.state == SEG_RETRACTED ? seq : h->erased;
+    return true;
+}
+
+static bool holder_done(void *user, struct bytes key, struct bytes value)
+{
+    struct holders *h = user;
+    struct state_holder s;
+    (void)key;
+    CHECK(state_holder_get(value, &s));
+    h->n += s.applied >= h->erased;
+    return true;
+}
+
+/* Every worker instance did ask for work at some time, so each of them is known. */
+bool all_erased(struct world *w)
+{
+    struct state_counters c;
+    struct holders h = {.w = w};
+    CHECK(disk_counters(w, &c));
+    disk_scan(w, FAMILY_META, 'e', newest_erasure, &h);
+    disk_scan(w, FAMILY_META, 'h', holder_done, &h);
+    return c.purged == c.erasures && h.n == WORKERS;
+}

@@ -138,6 +138,11 @@ static void coordinator_effects(struct world *w)
         case EFFECT_AGGREGATE:
             aggregate(w, e);
             break;
+        case EFFECT_PURGE:
+            check_purge(w, e->purge);
+            schedule(w, between(w, 1, 3000),
+                     (struct happen){.what = HAPPEN_PURGED, .life = w->life, .number = e->purge});
+            break;
         case EFFECT_DROP_BLOB:
             check_drop(w, &e->drop);
             blob_drop(w, &e->drop);

@@ -257,6 +257,10 @@ static void happen_now(struct world *w, struct happen *h)
         if (w->core && h->life == w->life)
             coordinator_step(w, (struct event){.kind = EVENT_AGGREGATED, .aggregated = &h->aggregated});
         break;
+    case HAPPEN_PURGED:
+        if (w->core && h->life == w->life)
+            coordinator_step(w, (struct event){.kind = EVENT_PURGED, .seq = h->number});
+        break;
     case HAPPEN_JOB:
     case HAPPEN_OPERATOR:
         if (node->alive && h->life == node->life)
@@ -397,7 +401,7 @@ static bool finished(struct world *w)
     for (int i = 0; i < NODES; i++)
         if (!peer_finished(w, &w->nodes[i]))
             return false;
-    return all_settled(w);
+    return all_settled(w) && all_erased(w);
 }
 
 static void ticks(struct world *w)

@@ -28,6 +28,7 @@ enum happening {
     HAPPEN_TO_NODE,        /* a frame arrives */
     HAPPEN_SYNCED,         /* the coordinator's disk holds all batches up to `number` */
     HAPPEN_AGGREGATED,
+    HAPPEN_PURGED,  /* deleted text has left the files: of retractions up to `number` */
     HAPPEN_JOB,     /* something a node's shell was asked for is done: kind in `number` */
     HAPPEN_CONNECT, /* a node tries to connect */
     HAPPEN_GONE,    /* the coordinator hears that a connection is closed */
@@ -251,6 +252,7 @@ void check_batch(struct world *w, const struct batch *batch); /* before it is ap
 void check_applied(struct world *w, const struct batch *batch);
 void check_ack(struct world *w, const struct node *producer, const Alv__PushAck *ack); /* 1: the same each time */
 void check_drop(struct world *w, const struct digest *digest);                         /* 5 */
+void check_purge(struct world *w, uint64_t number); /* what it is to rewrite was deleted */
 
 /* checks.c: the promises */
 void check_acked(struct world *w, const struct node *producer, uint64_t position); /* 1 */
@@ -264,5 +266,6 @@ void check_sample(struct world *w, const Alv__Lease *lease, const struct plan *p
 void check_manifest(struct world *w, uint64_t number, struct bytes manifest, struct bytes signature);          /* 5 */
 void check_swap(struct world *w, const struct node *subscriber, uint64_t number);                              /* 5 */
 bool all_settled(struct world *w);
+bool all_erased(struct world *w); /* what was retracted: from the files and by the workers */
 
 #endif
