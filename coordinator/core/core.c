@@ -548,7 +548,7 @@ static void start(struct core *core, const struct event *event)
 
 /* ---- stepping */
 
-static void exclusions_get(struct core *core, const struct event *event, struct member *m)
+static void exclusions_get(struct core *core, const struct event *event)
 {
     const Alv__ExclusionsGet *get = (const Alv__ExclusionsGet *)event->message;
     Alv__Exclusions *out = new_message(&alv__exclusions__descriptor);
@@ -606,7 +606,7 @@ static void message(struct core *core, const struct event *event)
         evaluate_result(core, event, m);
         break;
     case VERB_EXCLUSIONS_GET:
-        exclusions_get(core, event, m);
+        exclusions_get(core, event);
         break;
     case VERB_WATCH:
         release_watch(core, event, m);
