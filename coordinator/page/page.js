@@ -3,7 +3,7 @@
 import { view } from '/view.js';
 
 const EVERY_MS = 2000, LATE_MS = 10000;
-const state = { status: null, versions: null, verdicts: null, held: null, now_s: 0, error: null, measure: 'learnt', chosen: null };
+const state = { status: null, versions: null, verdicts: null, held: null, now_s: 0, error: null, mistake: null, measure: 'learnt', chosen: null };
 let seen_ms = 0, known = '', next = null, failures = 0;
 const $ = id => document.getElementById(id);
 
@@ -90,11 +90,12 @@ async function turn() {
     const status = await get('/status.json');
     await facts(status);
     state.status = status;
+    state.error = null;
     seen_ms = Date.now();
     failures = 0;
   } catch (error) {
     failures++;
-    if (!(error instanceof TypeError) && error.name !== 'TimeoutError') state.error = error.message;
+    if (!(error instanceof TypeError) && error.name !== 'TimeoutError') state.error = error.message; // else it is away: "no answer"
   }
   safely(draw);
 }
@@ -116,13 +117,13 @@ async function older() {
 // ---- errors are shown, not swallowed
 
 function report(error) {
-  state.error = 'The page made a mistake: ' + (error && error.message ? error.message : error) + '. Reload it; the JSON below is complete.';
-  const box = $('problems');
-  if (!box.querySelector('.mistake')) {
+  console.error(error);
+  state.mistake = String(error && error.message ? error.message : error);
+  try { draw(); } catch { // it cannot even draw: the plainest way there is
     const p = document.createElement('p');
-    p.className = 'problem bad mistake';
-    p.textContent = state.error;
-    box.prepend(p);
+    p.className = 'problem bad';
+    p.textContent = 'The page made a mistake: ' + state.mistake;
+    $('problems').replaceChildren(p);
   }
 }
 

@@ -56,14 +56,14 @@ function table(label, columns, rows) {
 // ---- what needs somebody
 
 export function problems(state) {
-  const { status, held, error } = state, list = [];
+  const { status, held, error, mistake } = state, list = [];
   const add = (kind, title, ...text) => list.push({ kind, title, text });
+  if (mistake) add('bad', 'The page made a mistake', mistake + '. Reload it; the JSON at its foot is complete.');
   if (error) add('bad', 'This page cannot show everything', error);
   if (!status) return list;
   const pending = status.domains.reduce((sum, d) => sum + d.pending_bytes, 0);
   if (status.alarm)
-    add('bad', status.stopped ? 'Leasing has stopped' : 'Alarm', status.alarm + '. ',
-      status.stopped ? ['Look at the verdicts below, then ', code('alluvium resume')] : []);
+    add('bad', status.stopped ? 'Leasing has stopped' : 'Alarm', status.alarm + '. ', status.stopped ? ['When that is settled: ', code('alluvium resume')] : []);
   if (status.disk_low)
     add('bad', 'The disk is nearly full', bytes(status.disk_free_bytes) + ' are free; pushes are put off until there is room.');
   if (status.quarantined) {
@@ -83,7 +83,7 @@ export function problems(state) {
 
 function problemList(state) {
   const list = problems(state);
-  if (!state.status) return [];
+  if (!list.length && !state.status) return [];
   if (!list.length) return [h('p', { class: 'fine' }, h('span', { 'aria-hidden': 'true' }, '\u2713 '), 'Nothing needs you.')];
   return list.map(p => h('div', { class: 'problem ' + p.kind },
     h('strong', {}, (p.kind === 'bad' ? 'Act: ' : 'Look: ') + p.title), h('div', {}, ...p.text)));

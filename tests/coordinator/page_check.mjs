@@ -39,7 +39,7 @@ const input = JSON.parse(readFileSync(0, 'utf8'));
 let cells = 0;
 for (const measure of Object.keys(measures)) {
   const given = strict(input, 'state');
-  const state = { status: given.status, versions: given.versions, verdicts: given.verdicts, held: given.held, now_s: input.now_s, error: null, measure, chosen: null };
+  const state = { status: given.status, versions: given.versions, verdicts: given.verdicts, held: given.held, now_s: input.now_s, error: null, mistake: null, measure, chosen: null };
   const parts = view(state);
   for (const part of ['problems', 'title', 'tiles', 'heat', 'domains', 'replay', 'workers', 'subscribers', 'verdicts', 'versions'])
     if (!parts[part] || !parts[part].length) bad.add(`nothing is drawn in ${part}`);
@@ -50,8 +50,8 @@ for (const measure of Object.keys(measures)) {
   if (grid.length && zero.length !== 1) bad.add(`${zero.length} cells of the heat map are reached by Tab, not one`);
   if (input.expect) for (const words of input.expect) if (!Object.values(parts).flat().some(n => text(n).includes(words))) bad.add(`"${words}" is not on the page`);
 }
-view({ status: null, versions: null, verdicts: null, held: null, now_s: 0, error: null, measure: 'learnt', chosen: null }); // before the first answer
-const early = view({ status: strict(input.status, 'state.status'), versions: null, verdicts: null, held: null, now_s: input.now_s, error: 'x', measure: 'learnt', chosen: null });
-if (!early.problems.some(n => text(n).includes('x'))) bad.add('an error is not shown');
-console.log([...bad].join('\n') || `${cells} cells, ${problems({ status: input.status, held: input.held, error: null }).length} problems`);
+view({ status: null, versions: null, verdicts: null, held: null, now_s: 0, error: null, mistake: null, measure: 'learnt', chosen: null }); // before the first answer
+const early = view({ status: strict(input.status, 'state.status'), versions: null, verdicts: null, held: null, now_s: input.now_s, error: 'xyzzy', mistake: 'plugh', measure: 'learnt', chosen: null });
+for (const word of ['xyzzy', 'plugh']) if (!early.problems.some(n => text(n).includes(word))) bad.add(`the error ${word} is not shown`);
+console.log([...bad].join('\n') || `${cells} cells, ${problems({ status: input.status, held: input.held, error: null, mistake: null }).length} problems`);
 process.exit(bad.size ? 1 : 0);

@@ -155,7 +155,7 @@ static void learn(struct line *l, uint64_t parent, const bool learns[DOMAINS])
         if (learns[d])
             l->next.v[d] += LEARN * (-REACH - l->next.v[d]);
         else
-            l->next.v[d] += l->harms ? 0.5 : FORGET * (d ? 1 : 0.1);
+            l->next.v[d] += l->harms ? 0.5 : FORGET * (d ? 1 : 0.02);
 }
 
 static void do_lease(struct line *l, struct client *work, const Alv__Lease *lease)

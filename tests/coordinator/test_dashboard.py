@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """What a coordinator says over HTTP: probes, metrics, JSON, the page; and the alert rules over the metrics.
 
-usage: test_dashboard.py PRETEND SOURCE_DIR BUILD_DIR
+usage: test_dashboard.py PRETEND ALLUVIUM SOURCE_DIR
 
 PRETEND (tests/coordinator/pretend.c) is a line with a past. promtool and node are fetched by scripts/test.
 The JavaScript is run by node (page_check.mjs), not by a browser: scripts/screenshots does that.
@@ -12,12 +12,14 @@ import json
 import os
 import re
 import shutil
+import socket
 import subprocess
 import sys
 import tempfile
 import time
+import xml.etree.ElementTree as ET
 
-PRETEND, SOURCE, BUILD = map(os.path.realpath, sys.argv[1:4])
+PRETEND, ALLUVIUM, SOURCE = map(os.path.realpath, sys.argv[1:4])
 PROMTOOL = os.path.join(SOURCE, "build", "cache", "promtool")
 PROMETHEUS = os.path.join(SOURCE, "deploy", "prometheus")
 VERSIONS = 6
@@ -87,6 +89,29 @@ def check_probes(line):
     answer, body = line.get("/")
     policy = answer.getheader("Content-Security-Policy") or ""
     expect("default-src 'none'" in policy and "unsafe" not in policy, f"a strict policy: {policy}")
+
+
+def check_slow_clients(line):
+    """Clients that begin a request and never end it are in nobody's way: not in a probe's, not in the line's."""
+    slow = []
+    for _ in range(150):
+        s = socket.create_connection(("127.0.0.1", line.port), timeout=30)
+        s.sendall(b"GET /status.json HTTP/1.1\r\nHost: 127")
+        slow.append(s)
+    seq = line.json("/status.json")["applied_seq"]
+    answer, body = line.get("/livez")
+    expect(answer.status == 200 and seq > 0, f"a probe beside 150 slow clients: {answer.status} {body}")
+    r = subprocess.run([ALLUVIUM, "status", "-C", os.path.join(line.home, "line"), "--json"], capture_output=True, text=True, timeout=60)
+    expect(r.returncode == 0 and json.loads(r.stdout)["version"] == VERSIONS, f"the line beside 150 slow clients: {r.stderr}")
+    for s in slow:
+        s.close()
+
+
+def check_picture(line):
+    r = subprocess.run([ALLUVIUM, "plot", "-C", os.path.join(line.home, "line")], capture_output=True, text=True, timeout=60)
+    expect(r.returncode == 0, f"alluvium plot: {r.stderr}")
+    marks = [e for e in ET.fromstring(r.stdout).iter("{http://www.w3.org/2000/svg}path") if e.get("class") == "mark" and len(e)]
+    expect(len(marks) == VERSIONS + 1, f"a mark a version, got {len(marks)}")
 
 
 def check_metrics(line):
@@ -199,6 +224,8 @@ def check_drawing(line, *words):
 def main():
     with Line(lambda s: any(l["done"] for l in s["round"]["lease_list"])) as line:
         check_probes(line)
+        check_slow_clients(line)
+        check_picture(line)
         check_metrics(line)
         check_json(line)
         check_page(line)

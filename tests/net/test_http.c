@@ -1,5 +1,8 @@
 /* The small window over a plain socket, and the text of metrics. */
 #include <arpa/inet.h>
+#include <poll.h>
+#include <pthread.h>
+#include <stdatomic.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/resource.h>
@@ -14,6 +17,8 @@ static int dial(const struct http *http)
     struct sockaddr_in at = {.sin_family = AF_INET, .sin_port = htons(http_port(http))};
     inet_pton(AF_INET, "127.0.0.1", &at.sin_addr);
     int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    const struct timeval patience = {.tv_sec = 60}; /* then the test fails, and does not hang */
+    EXPECT(setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &patience, sizeof patience) == 0);
     EXPECT(connect(fd, (struct sockaddr *)&at, sizeof at) == 0);
     return fd;
 }
@@ -149,34 +154,57 @@ static void test_tags(void)
     buf_release(&b);
 }
 
+struct drip { /* clients that send a byte now and then: never silent, never done */
+    int fds[3 * HTTP_CONNECTIONS_MAX];
+    atomic_int n;
+    atomic_bool stop;
+};
+
+static void *drip(void *arg)
+{
+    struct drip *d = arg;
+    while (!atomic_load(&d->stop)) {
+        for (int i = 0; i < atomic_load(&d->n); i++)
+            (void)!send(d->fds[i], "a", 1, MSG_NOSIGNAL | MSG_DONTWAIT);
+        poll(NULL, 0, 100);
+    }
+    return NULL;
+}
+
 /* Clients that never finish their request, more headers than anybody needs, descriptors beyond select()'s: a probe is answered. */
 static void test_hostile(void)
 {
-    enum { SLOW = 3 * HTTP_CONNECTIONS_MAX, HIGH = 1100 };
+    enum { SLOW = sizeof((struct drip *)0)->fds / sizeof(int), HIGH = 1100 };
     struct http *http = NULL;
     struct err err = {{0}};
     struct buf b = {0}, big = {0};
     char word[] = "hello";
-    static int slow[SLOW], high[HIGH];
+    static struct drip slow;
+    static int high[HIGH];
+    pthread_t dripping;
     struct rlimit files;
     struct http_route routes[] = {{"/echo", echo, word}};
     EXPECT_ST(http_start(NULL, 0, NULL, routes, 1, &http, &err), ST_OK, &err);
     REQUIRE(http);
 
+    REQUIRE(pthread_create(&dripping, NULL, drip, &slow) == 0);
     for (int i = 0; i < SLOW; i++) {
-        slow[i] = dial(http);
-        EXPECT(send(slow[i], "GET /echo", 9, MSG_NOSIGNAL) == 9);
+        slow.fds[i] = dial(http);
+        EXPECT(send(slow.fds[i], "GET /echo", 9, MSG_NOSIGNAL) == 9);
+        atomic_store(&slow.n, i + 1);
         if (i % 16 == 0) {
             ask(http, "GET /echo?n=5" CLOSE "\r\n", &b);
             EXPECT(starts(&b, "HTTP/1.1 200"));
         }
     }
     char byte;
-    EXPECT(recv(slow[0], &byte, 1, 0) <= 0); /* the first made room; the last one still may finish */
-    EXPECT(send(slow[SLOW - 1], "?n=7" CLOSE "\r\n", strlen("?n=7" CLOSE "\r\n"), MSG_NOSIGNAL) > 0);
-    EXPECT(recv(slow[SLOW - 1], &byte, 1, 0) == 1 && byte == 'H');
+    atomic_store(&slow.stop, true);
+    pthread_join(dripping, NULL);
+    EXPECT(recv(slow.fds[0], &byte, 1, 0) <= 0); /* the first made room; the last one still may finish */
+    EXPECT(send(slow.fds[SLOW - 1], CLOSE "\r\n", strlen(CLOSE "\r\n"), MSG_NOSIGNAL) > 0);
+    EXPECT(recv(slow.fds[SLOW - 1], &byte, 1, 0) == 1 && byte == 'H');
     for (int i = 0; i < SLOW; i++)
-        close(slow[i]);
+        close(slow.fds[i]);
 
     buf_printf(&big, "GET /echo?n=5" CLOSE);
     for (int i = 0; i < 4000; i++)
