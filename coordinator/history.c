@@ -44,35 +44,40 @@ void history_free(struct history *h)
 
 /* ---- reading ----------------------------------------------------------------------------------------------------- */
 
+static void note_fresh(const struct manifest *m, struct row *row)
+{
+    for (uint32_t i = 0; i < m->n_leases; i++)
+        for (uint32_t k = 0; k < m->leases[i].n_ranges; k++)
+            if (m->leases[i].ranges[k].domain.v < row->n)
+                row->fresh[m->leases[i].ranges[k].domain.v] = true;
+}
+
 static enum status read_row(struct db *db, uint64_t version, struct row *out, struct err *err)
 {
+    struct manifest *m = xcalloc(1, sizeof *m); /* another's, when the version repeats it */
     struct buf value = {0};
     struct state_version *v = xmalloc(sizeof *v);
-    struct manifest *m = xcalloc(1, sizeof *m);
     enum status st = facts_version(db, version, &value, v, err);
     if (!st)
-        st = manifest_decode(v->manifest.data, v->manifest.len, m, err);
-    if (st)
-        goto done;
-    out->parent = m->parent < version ? m->parent : 0; /* version 0 is its own */
-    out->n = m->n_domains ? m->domains[m->n_domains - 1].id.v + 1u : 0;
-    out->learnt = xcalloc(out->n ? out->n : 1, sizeof *out->learnt);
-    out->fresh = xcalloc(out->n ? out->n : 1, sizeof *out->fresh);
-    for (uint32_t d = 0; d < out->n; d++)
-        out->learnt[d] = NAN;
+        st = losses_manifest(db, version, m, err);
+    if (!st) {
+        out->parent = v->parent < version ? v->parent : 0; /* version 0 is its own */
+        out->n = m->n_domains ? m->domains[m->n_domains - 1].id.v + 1u : 0;
+        out->learnt = xcalloc(out->n ? out->n : 1, sizeof *out->learnt);
+        out->fresh = xcalloc(out->n ? out->n : 1, sizeof *out->fresh);
+        for (uint32_t d = 0; d < out->n; d++)
+            out->learnt[d] = NAN;
+        if (m->number == version)
+            note_fresh(m, out);
+    }
     for (uint32_t i = 0; !st && i < m->n_domains; i++) {
         struct learnt learnt;
-        st = losses_learnt(db, version, m->domains[i].id, &learnt, err);
+        st = losses_learnt(db, m->number, m->domains[i].id, &learnt, err);
         if (!st && learnt.measured)
             out->learnt[m->domains[i].id.v] = learnt.base_loss - learnt.loss;
     }
-    for (uint32_t i = 0; i < m->n_leases; i++)
-        for (uint32_t k = 0; k < m->leases[i].n_ranges; k++)
-            if (m->leases[i].ranges[k].domain.v < out->n)
-                out->fresh[m->leases[i].ranges[k].domain.v] = true;
     if (st)
         row_release(out);
-done:
     manifest_release(m);
     free(m);
     free(v);

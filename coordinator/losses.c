@@ -5,6 +5,7 @@
 #include "base/buf.h"
 #include "base/check.h"
 #include "coordinator/core/state.h"
+#include "coordinator/facts.h"
 
 static enum status read_losses(struct db *db, uint64_t version, struct domain_id domain, struct state_losses *out,
                                struct err *err)
@@ -76,5 +77,25 @@ enum status losses_learnt(struct db *db, uint64_t version, struct domain_id doma
         out->measured = common_loss(&now, &base, &out->loss, &out->base_loss);
     state_losses_release(&now);
     state_losses_release(&base);
+    return st;
+}
+
+enum status losses_manifest(struct db *db, uint64_t version, struct manifest *out, struct err *err)
+{
+    struct buf value = {0};
+    struct state_version *v = xmalloc(sizeof *v);
+    enum status st;
+    *out = (struct manifest){0};
+    for (;;) {
+        manifest_release(out);
+        st = facts_version(db, version, &value, v, err);
+        if (!st)
+            st = manifest_decode(v->manifest.data, v->manifest.len, out, err);
+        if (st || out->n_domains || !(out->flags & MANIFEST_ROLLBACK) || out->rollback_of >= version)
+            break;
+        version = out->rollback_of;
+    }
+    free(v);
+    buf_release(&value);
     return st;
 }

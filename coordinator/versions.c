@@ -34,7 +34,8 @@ static uint64_t fresh_segments(const struct manifest *m, struct domain_id domain
     return n;
 }
 
-static enum status domain_rows(struct db *db, const struct manifest *m, json_t **out, struct err *err)
+/* Of the version itself, or of the one it repeats: then `m` has the losses, and nothing in them is fresh. */
+static enum status domain_rows(struct db *db, const struct manifest *m, bool own, json_t **out, struct err *err)
 {
     json_t *rows = json_array();
     enum status st = ST_OK;
@@ -50,7 +51,7 @@ static enum status domain_rows(struct db *db, const struct manifest *m, json_t *
         json_object_set_new(row, "reference_loss", d->tokens ? json_number(d->reference_nll / tokens) : json_null());
         json_object_set_new(row, "forgetting", json_number(d->forgetting));
         json_object_set_new(row, "forgetting_high", json_number(d->forgetting_high));
-        json_object_set_new(row, "fresh_segments", json_count(fresh_segments(m, d->id)));
+        json_object_set_new(row, "fresh_segments", json_count(own ? fresh_segments(m, d->id) : 0));
         st = add_learnt(db, m->number, d->id, row, err);
         json_array_append_new(rows, row);
     }
@@ -115,13 +116,15 @@ static enum status version_json(const struct report_source *source, const struct
     struct db *db = streamlog_db(source->log);
     struct buf value = {0};
     struct state_version *v = xmalloc(sizeof *v);
-    struct manifest *m = xcalloc(1, sizeof *m);
+    struct manifest *m = xcalloc(1, sizeof *m), *scored = xcalloc(1, sizeof *scored);
     json_t *j = NULL, *rows = NULL;
     enum status st = facts_version(db, number, &value, v, err);
     if (!st)
         st = manifest_decode(v->manifest.data, v->manifest.len, m, err);
     if (!st)
-        st = domain_rows(db, m, &rows, err);
+        st = losses_manifest(db, number, scored, err);
+    if (!st)
+        st = domain_rows(db, scored, scored->number == number, &rows, err);
     if (st)
         goto done;
     j = json_object();
@@ -152,7 +155,9 @@ static enum status version_json(const struct report_source *source, const struct
 done:
     json_decref(rows);
     manifest_release(m);
+    manifest_release(scored);
     free(m);
+    free(scored);
     free(v);
     buf_release(&value);
     return st;

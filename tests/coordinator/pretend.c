@@ -4,8 +4,8 @@
  *
  * Five domains arrive one after another. What a version has learnt of each is a small formula (LEARN, FORGET), and losses are
  * that plus noise which depends on the window alone; so rounds, verdicts, versions and their matrix are the coordinator's
- * own, made through its own doors. With `trouble` the last rounds are bad: refusals, data held back, a subscriber that
- * fails. When all is there it prints "ready" and stays as it is until its standard input ends.
+ * own, made through its own doors. With `trouble` (and 3 versions at least) the last rounds are bad: refusals, data held back, a
+ * subscriber that fails, and a rollback at the end. When all is there it prints "ready" and stays as it is until its standard input ends.
  */
 #include <jansson.h>
 #include <math.h>
@@ -67,6 +67,7 @@ static json_t *ask_json(struct line *l, Alv__ControlVerb verb, const char *domai
     control.number = number;
     control.domain = domain ? (char *)(uintptr_t)domain : control.domain;
     control.name = name ? (char *)(uintptr_t)name : control.name;
+    control.keep = true; /* of a rollback: nothing is pending again */
     must(client_control(l->operator_join, &control, &text, &err), &err, "control");
     json_t *j = json_loads(text, 0, NULL);
     free(text);
@@ -432,6 +433,7 @@ int main(int argc, char **argv)
         l.harms = true;
         round_of(&l, 5, 100002);
         work_until(&l, "stopped", 1);
+        control(&l, ALV__CONTROL_VERB__CONTROL_ROLLBACK, NULL, NULL, versions - 2);
     }
     if (argc > 5) {
         push(&l, 2, 100000); /* something to do */

@@ -22,7 +22,7 @@ import xml.etree.ElementTree as ET
 PRETEND, ALLUVIUM, SOURCE = map(os.path.realpath, sys.argv[1:4])
 PROMTOOL = os.path.join(SOURCE, "build", "cache", "promtool")
 PROMETHEUS = os.path.join(SOURCE, "deploy", "prometheus")
-VERSIONS = 6
+VERSIONS = 12  # the first stream comes again in the last two: what a rollback leaves behind was better
 failures = expectations = 0
 
 
@@ -171,6 +171,22 @@ def check_json(line):
         expect(answer.status == 400 and json.loads(body)["error"]["status"] == "usage", f"{path} to be refused: {answer.status} {body}")
 
 
+def check_rollback(line):
+    """A rollback has the losses of the version it repeats, in that one's lineage."""
+    newest, *_, back = line.json("/versions.json?n=4")["versions"]
+    expect((newest["version"], newest["parent"], newest["rollback_of"], back["version"]) == (VERSIONS + 1, VERSIONS - 2, VERSIONS - 2, VERSIONS - 2),
+           f"a rollback: {newest['version']} of {newest['rollback_of']}, beside {back['version']}")
+    same = ("domain", "loss", "learnt", "reference", "forgetting")
+    expect([[d[k] for k in same] for d in newest["domains"]] == [[d[k] for k in same] for d in back["domains"]] != [], "the same losses")
+    expect(newest["metrics"]["learnt_mean"] == back["metrics"]["learnt_mean"] and not any(d["fresh_segments"] for d in newest["domains"]),
+           "the same content, and nothing learnt")
+    lineage = [v for v in line.json("/versions.json?n=50")["versions"] if 0 < v["version"] <= VERSIONS - 2]
+    for d in newest["domains"]:
+        before = [0] + [x["learnt"] for v in lineage for x in v["domains"] if x["domain"] == d["domain"] and x["learnt"] is not None]
+        expect(d["learnt"] is None or abs(d["peak_forgetting"] - (max(before) - d["learnt"])) < 1e-8,
+               f"{d['domain']} to be compared with its own lineage alone: {d['peak_forgetting']}, {before}")
+
+
 class Tags(html.parser.HTMLParser):
     """References of a page, and whether its elements are closed."""
     VOID = {"meta", "link", "br", "img", "input", "hr"}
@@ -230,13 +246,14 @@ def main():
         check_json(line)
         check_page(line)
         check_drawing(line, "Nothing needs you", "6 of 18 steps", f"v{VERSIONS}", "http://gpu-1:8000", "Nearest to its budget")
-    with Line(lambda s: s["stopped"] and any(d["pending_bytes"] for d in s["domains"]), "trouble") as line:
+    with Line(lambda s: s["stopped"] and s["version"] > VERSIONS and any(d["pending_bytes"] for d in s["domains"]), "trouble") as line:
         status, held = line.json("/status.json"), line.json("/quarantine.json")
         expect(status["stopped"] and "refused" in status["alarm"], f"an alarm: {status['alarm']}")
         expect(held["total"] == 1 and "attempts" in held["quarantine"][0]["reason"], f"what is held, and why: {held}")
         refused = [v for v in line.json("/verdicts.json")["verdicts"] if not v["published"]]
         expect(len(refused) >= 3, "refused rounds among the verdicts")
-        check_drawing(line, "Leasing has stopped", "1 lease held back", "connection refused", "Would forget: general")
+        check_rollback(line)
+        check_drawing(line, f"rollback of v{VERSIONS - 2}", "Leasing has stopped", "1 lease held back", "connection refused", "Would forget: general")
 
 
 main()
