@@ -181,7 +181,7 @@ int cmd_keys_revoke(int argc, char **argv)
     int code;
     struct options o = {.command = "keys revoke",
                         .usage = "NAME",
-                        .summary = "Revokes a key: its peers are refused from their next message on.",
+                        .summary = "Revokes a key: its connections end at once, and it is refused from then on.",
                         .examples = "alluvium keys revoke pool-a -C ./clinic",
                         .rows = dir_rows,
                         .n_rows = 1,

@@ -436,7 +436,7 @@ static void *thread_main(void *arg)
     enum status st = ST_OK;
     for (;;) {
         unsigned ready = 0;
-        st = endpoint_wait(b->endpoint, &b->stop_fd, 1, HOUSEKEEPING_MS, &ready, &err);
+        st = endpoint_wait(b->endpoint, true, &b->stop_fd, 1, HOUSEKEEPING_MS, &ready, &err);
         if (st && st != ST_TIMEOUT)
             break;
         if (ready & 1) {

@@ -12,7 +12,6 @@
 #include "coordinator/coordinator.h"
 
 #include <errno.h>
-#include <poll.h>
 #include <signal.h>
 #include <string.h>
 #include <sys/eventfd.h>
@@ -341,17 +340,7 @@ static int wait_ms(const struct loop *l)
 static enum status wait_for_work(struct loop *l, unsigned *ready, struct err *err)
 {
     unsigned n = l->options.stop_fd >= 0 ? FDS : FDS - 1;
-    if (!streamlog_full(l->log))
-        return endpoint_wait(l->endpoint, l->fds, n, wait_ms(l), ready, err);
-    struct pollfd fds[FDS];
-    for (unsigned i = 0; i < n; i++)
-        fds[i] = (struct pollfd){.fd = l->fds[i], .events = POLLIN};
-    if (poll(fds, n, wait_ms(l)) < 0 && errno != EINTR)
-        return err_set(err, ST_IO, "poll: %s", strerror(errno));
-    *ready = 0;
-    for (unsigned i = 0; i < n; i++)
-        *ready |= fds[i].revents ? 1u << i : 0;
-    return ST_OK;
+    return endpoint_wait(l->endpoint, !streamlog_full(l->log), l->fds, n, wait_ms(l), ready, err);
 }
 
 static void serve(struct loop *l)

@@ -3,10 +3,13 @@
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 #include <zmq.h>
 
 #include "base/check.h"
 #include "base/limits.h"
+#include "base/log.h"
+#include "net/census.h"
 #include "net/join.h"
 #include "net/socket.h"
 #include "net/zap.h"
@@ -23,6 +26,10 @@ struct endpoint {
     struct keys *keys;
     struct plane_socket planes[PLANES];
     unsigned next; /* plane to look at first */
+    struct census *census;
+    int keys_fd;          /* readable: the key table may be another one; -1: none */
+    uint64_t revocations; /* of the table that connections were last held against */
+    struct series *ended;
 };
 
 /* ---- life */
@@ -41,12 +48,24 @@ static void register_metrics(struct plane_socket *p, struct metrics *m, const ch
                                  "plane", plane, NULL);
 }
 
+static void watch_keys(struct endpoint *e, const struct endpoint_config *config)
+{
+    e->keys_fd = keys_watch(config->keys); /* before the table is asked, so that no change falls between */
+    e->revocations = keys_revocations(config->keys);
+    e->ended = metrics_counter(config->metrics, "alluvium_connections_ended_total",
+                               "Connections ended because a key was revoked", NULL);
+}
+
 enum status endpoint_open(const struct endpoint_config *config, struct endpoint **out, struct err *err)
 {
     struct endpoint *e = xcalloc(1, sizeof *e);
     char address[ENDPOINT_SIZE];
     e->keys = config->keys;
+    e->census = census_new();
+    e->keys_fd = -1;
     enum status st = zap_self_test(config->zmq, err);
+    if (!st)
+        watch_keys(e, config);
     for (int p = 0; p < PLANES && !st; p++) {
         if (!(config->planes & 1u << p))
             continue;
@@ -56,6 +75,8 @@ enum status endpoint_open(const struct endpoint_config *config, struct endpoint 
             st = socket_server(config->zmq, &config->server, &e->planes[p].socket, err);
         if (!st && zmq_bind(e->planes[p].socket, address) < 0)
             st = err_set(err, ST_IO, "%s: cannot bind: %s", address, zmq_strerror(errno));
+        if (!st)
+            census_bound(e->census, address);
     }
     if (st)
         endpoint_close(e);
@@ -71,20 +92,42 @@ void endpoint_close(struct endpoint *e)
     for (int p = 0; p < PLANES; p++)
         if (e->planes[p].socket)
             zmq_close(e->planes[p].socket);
+    census_free(e->census);
+    if (e->keys_fd >= 0)
+        close(e->keys_fd);
     free(e);
 }
 
-enum status endpoint_wait(struct endpoint *e, const int *fds, unsigned n_fds, int timeout_ms, unsigned *ready,
-                          struct err *err)
+/* Connections of keys that are no longer live end as soon as the table says so, whatever they wait for. */
+static void end_revoked(struct endpoint *e)
 {
-    zmq_pollitem_t items[PLANES + ENDPOINT_FDS_MAX];
+    char events[4096];
+    while (e->keys_fd >= 0 && read(e->keys_fd, events, sizeof events) > 0)
+        ;
+    uint64_t now = keys_revocations(e->keys);
+    if (now == e->revocations)
+        return;
+    e->revocations = now;
+    unsigned ended = census_sweep(e->census, e->keys);
+    series_add(e->ended, ended);
+    if (ended)
+        log_info("endpoint", "a key was revoked, its connections are ended connections=%u", ended);
+}
+
+enum status endpoint_wait(struct endpoint *e, bool hear, const int *fds, unsigned n_fds, int timeout_ms,
+                          unsigned *ready, struct err *err)
+{
+    zmq_pollitem_t items[PLANES + ENDPOINT_FDS_MAX + 1];
     int n = 0;
     CHECK(n_fds <= ENDPOINT_FDS_MAX);
+    end_revoked(e);
     for (unsigned i = 0; i < n_fds; i++)
         items[n++] = (zmq_pollitem_t){NULL, fds[i], ZMQ_POLLIN, 0};
-    for (int p = 0; p < PLANES; p++)
+    for (int p = 0; hear && p < PLANES; p++)
         if (e->planes[p].socket)
             items[n++] = (zmq_pollitem_t){e->planes[p].socket, 0, ZMQ_POLLIN, 0};
+    if (e->keys_fd >= 0)
+        items[n++] = (zmq_pollitem_t){NULL, e->keys_fd, ZMQ_POLLIN, 0};
     int rc = zmq_poll(items, n, timeout_ms);
     if (rc < 0 && errno != EINTR)
         return err_set(err, ST_IO, "cannot wait for messages: %s", zmq_strerror(errno));
@@ -93,6 +136,8 @@ enum status endpoint_wait(struct endpoint *e, const int *fds, unsigned n_fds, in
     for (unsigned i = 0; rc > 0 && i < n_fds; i++)
         if (items[i].revents)
             *ready |= 1u << i;
+    if (rc > 0)
+        end_revoked(e);
     return rc == 0 ? ST_TIMEOUT : ST_OK;
 }
 
@@ -191,6 +236,8 @@ static enum status take(struct endpoint *e, enum plane plane, struct incoming *o
     enum status st = receive(p->socket, &from, &msg);
     bool known = st == ST_OK; /* there is somebody to answer */
     if (known) {
+        const char *user = zmq_msg_gets(&msg, "User-Id");
+        census_note(e->census, zmq_msg_get(&msg, ZMQ_SRCFD), user ? user : "");
         series_add(p->bytes_in, (double)zmq_msg_size(&msg));
         st = admit(e, plane, &msg, out, &request_id, err);
         out->from = from;

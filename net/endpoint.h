@@ -55,11 +55,12 @@ struct endpoint;
 enum status endpoint_open(const struct endpoint_config *config, struct endpoint **out, struct err *err);
 void endpoint_close(struct endpoint *endpoint); /* NULL is fine; queued replies are dropped */
 
-/* Waits until a message or one of the file descriptors is ready, at most timeout_ms (-1: for ever). ST_OK or
- * ST_TIMEOUT; a signal is ST_OK. `ready`: bit i set when fds[i] is readable; may be NULL when n_fds is 0. */
+/* Waits until a message (`hear`; else messages are left where they are) or one of the file descriptors is ready, at most
+ * timeout_ms (-1: for ever). ST_OK or ST_TIMEOUT; a signal is ST_OK. `ready`: bit i set when fds[i] is readable; may be
+ * NULL when n_fds is 0. A change of the key table ends the wait (ST_OK) and the connections of keys that were revoked. */
 enum { ENDPOINT_FDS_MAX = 8 };
-enum status endpoint_wait(struct endpoint *endpoint, const int *fds, unsigned n_fds, int timeout_ms, unsigned *ready,
-                          struct err *err);
+enum status endpoint_wait(struct endpoint *endpoint, bool hear, const int *fds, unsigned n_fds, int timeout_ms,
+                          unsigned *ready, struct err *err);
 
 /* The next admitted message, planes in turn. ST_EMPTY: none now. Refused ones are dealt with inside, at most 64 a call
  * (then ST_EMPTY, so that a flood of refusals cannot hold the loop). */

@@ -10,10 +10,12 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <jansson.h>
+#include <libgen.h>
 #include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/file.h>
+#include <sys/inotify.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -35,6 +37,7 @@ struct keys {
     enum status state; /* ST_OK, or why the file could not be read */
     struct err trouble;
     struct table table;
+    uint64_t revocations; /* tables read in which a key had gone */
 };
 
 static void table_release(struct table *t)
@@ -178,6 +181,26 @@ static bool same_file(const struct stat *a, const struct stat *b)
            a->st_ctim.tv_sec == b->st_ctim.tv_sec && a->st_ctim.tv_nsec == b->st_ctim.tv_nsec;
 }
 
+static bool live(const struct table *t, const char *public_z85, const struct key_entry **out)
+{
+    struct key_entry probe = {0}, *p = &probe, **found = NULL;
+    if (t->n_live && strnlen(public_z85, CURVE_Z85_SIZE) == CURVE_Z85_SIZE - 1) {
+        memcpy(probe.public_key.z85, public_z85, CURVE_Z85_SIZE);
+        found = bsearch(&p, t->by_key, t->n_live, sizeof(struct key_entry *), compare_keys);
+    }
+    if (found && out)
+        *out = *found;
+    return found;
+}
+
+static bool all_live(const struct table *old, const struct table *now)
+{
+    for (uint32_t i = 0; i < old->n; i++)
+        if (!old->entries[i].revoked_s && !live(now, old->entries[i].public_key.z85, NULL))
+            return false;
+    return true;
+}
+
 /* Under the lock. Looks at the file and reads it when it is another than before. */
 static enum status refresh(struct keys *k, struct err *err)
 {
@@ -190,11 +213,13 @@ static enum status refresh(struct keys *k, struct err *err)
     if (!same_file(&now, &k->seen)) { /* taken before reading: a later change is seen next time */
         struct buf text = {0};
         struct table fresh = {0};
+        enum status before = k->state;
         k->state = now.st_ino ? secret_read(k->path, LIMIT_KEY_FILE_BYTES, &text, &k->trouble) : ST_OK;
         if (!k->state && now.st_ino)
             k->state = table_parse(k->path, &text, &fresh, &k->trouble);
         if (k->state)
             log_error("keys", "key table cannot be read, nobody is admitted: %s", k->trouble.text);
+        k->revocations += !k->state && (before || !all_live(&k->table, &fresh));
         table_release(&k->table);
         k->table = fresh;
         k->seen = now;
@@ -319,6 +344,7 @@ enum status keys_revoke(struct keys *k, const struct name *name, struct err *err
     }
     uint64_t now = clock_wall_s();
     e->revoked_s = now ? now : 1;
+    k->revocations++;
     st = write_table(k, err);
     memset(&k->seen, 0xff, sizeof k->seen);
     if (!st)
@@ -341,13 +367,9 @@ enum status keys_find(struct keys *k, const char *public_z85, struct key_grant *
         st = err_set(err, ST_AGAIN, "the key table cannot be read now");
         goto done;
     }
-    struct key_entry probe = {0}, *p = &probe, **found = NULL;
-    if (k->table.n_live && strnlen(public_z85, CURVE_Z85_SIZE) == CURVE_Z85_SIZE - 1) {
-        memcpy(probe.public_key.z85, public_z85, CURVE_Z85_SIZE);
-        found = bsearch(&p, k->table.by_key, k->table.n_live, sizeof(struct key_entry *), compare_keys);
-    }
-    if (found)
-        *out = (struct key_grant){(*found)->name, (*found)->role};
+    const struct key_entry *found;
+    if (live(&k->table, public_z85, &found))
+        *out = (struct key_grant){found->name, found->role};
     else
         st = err_set(err, ST_DENIED, "this key is unknown or revoked");
 done:
@@ -365,6 +387,28 @@ bool keys_may_push(struct keys *k, const struct name *name, const struct name *d
         may = name_eq(&e->domains[i], domain);
     pthread_mutex_unlock(&k->lock);
     return may;
+}
+
+uint64_t keys_revocations(struct keys *k)
+{
+    pthread_mutex_lock(&k->lock);
+    struct err why;
+    (void)refresh(k, &why); /* one that cannot be read revokes nobody, yet */
+    uint64_t n = k->revocations;
+    pthread_mutex_unlock(&k->lock);
+    return n;
+}
+
+int keys_watch(const struct keys *k)
+{
+    char *dir = xstrdup(k->path);
+    int fd = inotify_init1(IN_NONBLOCK | IN_CLOEXEC);
+    if (fd >= 0 && inotify_add_watch(fd, dirname(dir), IN_MOVED_TO | IN_CLOSE_WRITE | IN_DELETE) < 0) {
+        close(fd);
+        fd = -1;
+    }
+    free(dir);
+    return fd;
 }
 
 enum status keys_each(struct keys *k, void (*each)(void *user, const struct key_entry *entry), void *user,

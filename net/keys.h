@@ -3,7 +3,7 @@
  * A line's directory holds keys.json (the table) and server.key (the CURVE key pair of the coordinator), both 0600; a
  * looser mode or another owner is refused. The table maps a CURVE public key to a name and a role. It is asked
  * at the handshake (zap.h) and again on every message (endpoint.h), each time after a look at the file: whoever changes
- * the file (the `keys` command, in another process) is heard at the next message. A table that cannot be read admits
+ * the file (the `keys` command, in another process) is heard at the next message, and a revocation at once (census.h). A table that cannot be read admits
  * nobody until it is mended.
  *
  * A name has at most one live key. A revoked entry stays in the file; its name may get a new key (rotation).
@@ -66,6 +66,13 @@ struct key_grant { /* what a live key may do now */
 enum status keys_find(struct keys *keys, const char *public_z85, struct key_grant *out, struct err *err);
 /* May the live key of this name push into `domain`? (operators: yes; producers: see `domains`) */
 bool keys_may_push(struct keys *keys, const struct name *name, const struct name *domain);
+
+/* Grows whenever a table was read in which a key that was live no longer is (or may no longer be: the one before could not
+ * be read). Looks at the file, as every question does. */
+uint64_t keys_revocations(struct keys *keys);
+/* A descriptor that becomes readable when the table's file may have changed (inotify; read it empty). -1: this system gives
+ * none, changes are then found by asking. The caller closes it. */
+int keys_watch(const struct keys *keys);
 
 /* Calls `each` for every entry, in file order, under the table's lock (do not call keys_* from it). */
 enum status keys_each(struct keys *keys, void (*each)(void *user, const struct key_entry *entry), void *user,

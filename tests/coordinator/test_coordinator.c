@@ -322,6 +322,69 @@ static void test_wrong_role_and_unknown_key_are_refused(void)
     EXPECT_EQ(live_end(pid, SIGTERM), 0);
 }
 
+/* A connection of a new key, waiting in a long poll that nothing will answer. */
+static bool park(const char *dir, enum role role, enum plane plane, uint16_t verb, const ProtobufCMessage *poll,
+                 struct client *c)
+{
+    const char *path = harness_path(harness_tmpdir(), "parked.join");
+    struct err err = {""};
+    struct keys *keys = NULL;
+    struct join join;
+    struct curve_pair pair;
+    bool ok = EXPECT_ST(keys_open(dir, &keys, &err), ST_OK, &err) &&
+              EXPECT_ST(join_read(join_of(dir), &join, &err), ST_OK, &err);
+    join.role = role;
+    name_set(&join.name, role_name(role), strlen(role_name(role)));
+    ok = ok && EXPECT_ST(keys_add(keys, &join.name, role, NULL, 0, &pair, &err), ST_OK, &err);
+    join.secret = pair.secret;
+    ok = ok && EXPECT_ST(join_write(path, &join, &err), ST_OK, &err) &&
+         EXPECT_ST(client_open(c, path, plane, WAIT_MS, &err), ST_OK, &err) &&
+         EXPECT_ST(conn_send(c->conn, verb, conn_next_id(c->conn), poll, &err), ST_OK, &err) &&
+         EXPECT_ST(keys_revoke(keys, &join.name, &err), ST_OK, &err);
+    keys_free(keys);
+    return ok;
+}
+
+/* The connection breaks, with no message of ours and before the poll's own time, and knocking again is answered with no. */
+static bool turned_out(struct client *c)
+{
+    enum conn_event event = CONN_NONE;
+    struct reply reply = {0};
+    struct err err = {""};
+    bool down = false, answered = false;
+    do {
+        if (!EXPECT_ST(conn_recv(c->conn, WAIT_MS, &event, &reply, &err), ST_OK, &err))
+            return false;
+        down = down || event == CONN_DOWN;
+        answered = answered || event == CONN_REPLY;
+        codec_free(reply.message);
+        reply.message = NULL;
+    } while (event != CONN_REFUSED && event != CONN_NONE);
+    return event == CONN_REFUSED && down && !answered && strstr(err.text, "revoked");
+}
+
+static void test_revocation_ends_parked_polls(void)
+{
+    const char *dir = harness_path(harness_tmpdir(), "revoked");
+    uint16_t port = live_port();
+    struct client worker = {0}, subscriber = {0};
+    Alv__TaskRequest task = ALV__TASK_REQUEST__INIT;
+    Alv__Watch watch = ALV__WATCH__INIT;
+    task.wait_ms = watch.wait_ms = LIMIT_WAIT_MS;
+    task.fingerprint = (char[]){"test"};
+    watch.alias_seq = UINT32_MAX; /* nothing is news */
+    if (!init_line(dir, port))
+        return;
+    pid_t pid = live_start(dir, port, 1 << 20, NULL, NULL);
+    if (EXPECT(park(dir, ROLE_WORKER, PLANE_WORK, VERB_TASK_REQUEST, &task.base, &worker)))
+        EXPECT(turned_out(&worker));
+    if (EXPECT(park(dir, ROLE_SUBSCRIBER, PLANE_MODELS, VERB_WATCH, &watch.base, &subscriber)))
+        EXPECT(turned_out(&subscriber));
+    client_close(&worker);
+    client_close(&subscriber);
+    EXPECT_EQ(live_end(pid, SIGTERM), 0);
+}
+
 /* ---- one directory, one coordinator ---------------------------------------------------------------------------------- */
 
 static void test_a_directory_has_one_coordinator(void)
@@ -525,6 +588,7 @@ int main(int argc, char **argv)
     RUN(test_acked_records_survive_kills);
     RUN(test_random_kills);
     RUN(test_wrong_role_and_unknown_key_are_refused);
+    RUN(test_revocation_ends_parked_polls);
     RUN(test_a_directory_has_one_coordinator);
     RUN(test_a_killed_init_is_repeated);
     RUN(test_damaged_files_are_refused);

@@ -18,7 +18,7 @@ static void *serve(void *arg)
     unsigned ready = 0;
     for (;;) {
         struct incoming in;
-        CHECK(endpoint_wait(rig->endpoint, &rig->stop_fd, 1, -1, &ready, &err) == ST_OK);
+        CHECK(endpoint_wait(rig->endpoint, true, &rig->stop_fd, 1, -1, &ready, &err) == ST_OK);
         if (ready)
             return NULL;
         while (endpoint_recv(rig->endpoint, &in, &err) == ST_OK) {

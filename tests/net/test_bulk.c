@@ -21,6 +21,7 @@ struct shelf {
     uint64_t taken;
     atomic_int gets, puts;
     atomic_int restart_at; /* at so many gets and puts: close all sockets, answer nothing */
+    int revoke_at;         /* at so many gets: the key of the rig's conn is revoked, then answered */
     atomic_bool spoil_chunk, slow_to_settle;
     atomic_int late; /* the get of this number is answered after the next one */
     struct route held;
@@ -51,6 +52,10 @@ static bool on_get(struct rig *rig, struct shelf *s, const struct incoming *in)
     s->below += get->offset < s->floor;
     if (++s->gets + s->puts == s->restart_at) /* counted before the answer, which the test may be waiting for */
         return false;
+    if (s->gets == s->revoke_at) {
+        struct name pool;
+        CHECK(name_set(&pool, "pool-a", 6) && keys_revoke(rig->keys, &pool, NULL) == ST_OK);
+    }
     if (s->gets == s->late) {
         s->held = in->from;
         s->held_id = in->request_id;
@@ -175,6 +180,22 @@ static void test_a_lost_connection_resumes(void)
     bench_stop(&b);
 }
 
+/* Between two chunks the key is revoked: what is on its way is not finished. */
+static void test_a_revoked_key_s_transfer_ends(void)
+{
+    struct bench b;
+    struct err err = {{0}};
+    struct buf out = {0};
+    bench_start(&b);
+    b.shelf.revoke_at = 3;
+    EXPECT_ST(bulk_get(b.conn, &b.shelf.give_digest, BLOB, BLOB, &out, NULL, &err), ST_DENIED, &err);
+    EXPECT_EQ(out.len, 0);
+    EXPECT_EQ(b.shelf.gets, 3);
+    EXPECT(!conn_is_up(b.conn));
+    buf_release(&out);
+    bench_stop(&b);
+}
+
 static void test_answers_out_of_order(void)
 {
     struct bench b;
@@ -267,6 +288,7 @@ int main(void)
     hash_start();
     RUN(test_get_and_put);
     RUN(test_a_lost_connection_resumes);
+    RUN(test_a_revoked_key_s_transfer_ends);
     RUN(test_answers_out_of_order);
     RUN(test_a_stopped_get_goes_on_later);
     RUN(test_a_lying_server);

@@ -136,7 +136,7 @@ static void test_revoked_on_the_next_message(void)
     EXPECT_ST(keys_open(rig.dir, &elsewhere, &err), ST_OK, &err); /* another process would do it so */
     EXPECT_ST(keys_revoke(elsewhere, &join.name, &err), ST_OK, &err);
     EXPECT_ST(conn_call(conn, VERB_HELLO, &hello.base, LONG_MS, &reply, &err), ST_DENIED, &err);
-    EXPECT_EQ(conn_generation(conn), 1); /* on the live connection */
+    EXPECT_EQ(conn_generation(conn), 1); /* let in once */
     EXPECT_EQ(rig.seen, 1);
     /* the name gets a new key: the old connection stays out, the new one comes in */
     struct join again = rig_join(&rig, "pool-a", ROLE_WORKER, NULL);
@@ -145,6 +145,82 @@ static void test_revoked_on_the_next_message(void)
     keys_free(elsewhere);
     conn_close(conn);
     rig_stop(&rig);
+}
+
+/* Waits until the connection is refused; says whether it broke first. Nothing is sent, so nothing but the revocation can
+ * end the server's wait, which has no end of its own. */
+static bool ended(struct conn *conn)
+{
+    bool down = false;
+    for (;;) {
+        enum conn_event event;
+        struct reply r = {0};
+        struct err err = {{0}};
+        if (!EXPECT_ST(conn_recv(conn, LONG_MS, &event, &r, &err), ST_OK, &err) || !EXPECT(event != CONN_NONE))
+            return false;
+        if (event == CONN_REFUSED)
+            return down && strstr(err.text, "revoked");
+        down = down || event == CONN_DOWN;
+        codec_free(r.message);
+    }
+}
+
+/* Takes hello, and keeps any other request waiting for ever. */
+static bool park(struct rig *rig, const struct incoming *in)
+{
+    return in->verb == VERB_HELLO ? say_hello(rig, in) : true;
+}
+
+static void revocation_ends(const char *host)
+{
+    enum { PARKED = 3 };
+    struct rig rig;
+    struct err err = {{0}};
+    struct conn *parked[PARKED] = {0}, *silent = NULL, *other = NULL;
+    struct keys *elsewhere = NULL;
+    Alv__Hello hello;
+    ProtobufCMessage *reply = NULL;
+    Alv__TaskRequest ask = ALV__TASK_REQUEST__INIT;
+    ask.wait_ms = LIMIT_WAIT_MS;
+    ask.fingerprint = (char[]){"test"};
+    rig_fill_hello(&hello);
+    rig_start(&rig, host, park, NULL);
+    struct join pool = rig_join(&rig, "pool-a", ROLE_WORKER, NULL);
+    struct join stays = rig_join(&rig, "pool-b", ROLE_WORKER, NULL);
+    EXPECT_ST(conn_open(rig.zmq, &stays, PLANE_WORK, -1, &other, &err), ST_OK, &err);
+    EXPECT_ST(conn_call(other, VERB_HELLO, &hello.base, LONG_MS, &reply, &err), ST_OK, &err);
+    codec_free(reply);
+    for (int i = 0; i < PARKED; i++) { /* many instances of one key, each in a long poll */
+        EXPECT_ST(conn_open(rig.zmq, &pool, PLANE_WORK, -1, &parked[i], &err), ST_OK, &err);
+        EXPECT_ST(conn_call(parked[i], VERB_HELLO, &hello.base, LONG_MS, &reply, &err), ST_OK, &err);
+        codec_free(reply);
+        EXPECT_ST(conn_send(parked[i], VERB_TASK_REQUEST, conn_next_id(parked[i]), &ask.base, &err), ST_OK, &err);
+    }
+    EXPECT_ST(conn_open(rig.zmq, &pool, PLANE_BULK, -1, &silent, &err), ST_OK, &err); /* shakes hands, says nothing */
+    EXPECT_ST(conn_ready(silent, LONG_MS, &err), ST_OK, &err);
+    EXPECT_ST(keys_open(rig.dir, &elsewhere, &err), ST_OK, &err);
+    EXPECT_ST(keys_revoke(elsewhere, &pool.name, &err), ST_OK, &err); /* another process would do it so */
+    for (int i = 0; i < PARKED; i++)
+        EXPECT(ended(parked[i]));
+    EXPECT(ended(silent));
+    EXPECT_ST(conn_call(other, VERB_HELLO, &hello.base, LONG_MS, &reply, &err), ST_OK, &err);
+    codec_free(reply);
+    EXPECT_EQ(conn_generation(other), 1); /* nobody else's connection was touched */
+    EXPECT_EQ(series_value(metrics_counter(rig.metrics, "alluvium_connections_ended_total", "", NULL)), PARKED + 1);
+    for (int i = 0; i < PARKED; i++)
+        conn_close(parked[i]);
+    conn_close(silent);
+    conn_close(other);
+    keys_free(elsewhere);
+    rig_stop(&rig);
+}
+
+static void test_revocation_ends_live_connections(void)
+{
+    char host[200];
+    revocation_ends(NULL);
+    snprintf(host, sizeof host, "ipc:%s", harness_tmpdir());
+    revocation_ends(host);
 }
 
 static void test_roles_and_domains(void)
@@ -536,6 +612,7 @@ int main(void)
     RUN(test_unknown_key_is_refused_with_words);
     RUN(test_wrong_server_key);
     RUN(test_revoked_on_the_next_message);
+    RUN(test_revocation_ends_live_connections);
     RUN(test_roles_and_domains);
     RUN(test_self_test_fails_when_the_door_does_not_shut);
     RUN(test_hostile_messages_cost_their_sender_only);
