@@ -12,7 +12,7 @@ void hello_init(struct hello *hello, const struct join *join)
     hello->line = join->line;
     hash_start();
     random_bytes(hello->instance, sizeof hello->instance);
-    hello->message.protocol_min = PROTOCOL_VERSION;
+    hello->message.protocol_min = PROTOCOL_MIN;
     hello->message.protocol_max = PROTOCOL_VERSION;
     hello->message.line = hello->line.s;
     hello->message.software = (char *)(uintptr_t) "alluvium " ALLUVIUM_VERSION;
@@ -23,6 +23,12 @@ void hello_init(struct hello *hello, const struct join *join)
 
 enum status hello_check(const struct join *join, const Alv__HelloOk *ok, struct err *err)
 {
+    if (!protocol_pick(ok->protocol, ok->protocol))
+        return err_set(
+            err, ST_UNSUPPORTED,
+            "the coordinator at %s:%u answers in protocol %u, this program speaks %d to %d: run releases next to "
+            "each other",
+            join->host, join->port, ok->protocol, PROTOCOL_MIN, PROTOCOL_VERSION);
     if (strcmp(ok->line, join->line.s))
         return err_set(err, ST_CONFLICT, "line \"%s\" answers at %s:%u; the join file is for \"%s\"", ok->line,
                        join->host, join->port, join->line.s);

@@ -75,12 +75,13 @@ static void on_hello(struct bulk *b, const struct incoming *in)
         refuse(b, in, ST_DENIED, err.text, 0);
         return;
     }
-    if (hello->protocol_min > PROTOCOL_VERSION || hello->protocol_max < PROTOCOL_VERSION) {
-        refuse(b, in, ST_UNSUPPORTED, "this coordinator speaks protocol 1", 0);
+    uint16_t protocol = protocol_pick(hello->protocol_min, hello->protocol_max);
+    if (!protocol) {
+        refuse(b, in, ST_UNSUPPORTED, "this coordinator speaks another protocol: run releases next to each other", 0);
         return;
     }
     Alv__HelloOk ok = ALV__HELLO_OK__INIT;
-    ok.protocol = PROTOCOL_VERSION;
+    ok.protocol = protocol;
     ok.line = (char *)(uintptr_t)dir->line.s;
     ok.session_counter = s->counter;
     ok.session_incarnation = (ProtobufCBinaryData){16, (uint8_t *)(uintptr_t)s->incarnation};

@@ -7,6 +7,12 @@
 
 static const char magic[4] = {'A', 'L', 'V', '1'};
 
+uint16_t protocol_pick(uint32_t min, uint32_t max)
+{
+    uint32_t highest = max < PROTOCOL_VERSION ? max : PROTOCOL_VERSION;
+    return highest < PROTOCOL_MIN || highest < min ? 0 : (uint16_t)highest;
+}
+
 enum status frame_encode(uint16_t verb, uint64_t request_id, const ProtobufCMessage *message, struct buf *out,
                          struct err *err)
 {
@@ -42,9 +48,11 @@ enum status frame_decode(const void *data, size_t len, struct frame *out, struct
     if (r.failed)
         return err_set(err, ST_BAD_DATA, "frame of %zu bytes is shorter than its header", len);
     f.body = (struct bytes){r.data + r.at, len - r.at};
-    if (f.version != PROTOCOL_VERSION) {
+    bool timeless = f.verb == VERB_HELLO || f.verb == VERB_HELLO_OK || f.verb == VERB_ERROR;
+    if ((f.version < PROTOCOL_MIN || f.version > PROTOCOL_VERSION) && !timeless) {
         *out = f;
-        return err_set(err, ST_UNSUPPORTED, "protocol version %u; this side speaks %d", f.version, PROTOCOL_VERSION);
+        return err_set(err, ST_UNSUPPORTED, "protocol %u; this side speaks %d to %d: run releases next to each other",
+                       f.version, PROTOCOL_MIN, PROTOCOL_VERSION);
     }
     if (!verb_find(f.verb))
         return err_set(err, ST_BAD_DATA, "no verb has the number %u", f.verb);

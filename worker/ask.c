@@ -3,6 +3,7 @@
 #include <string.h>
 
 #include "base/check.h"
+#include "proto/frame.h"
 #include "proto/record.h"
 #include "worker/internal.h"
 
@@ -112,7 +113,8 @@ void ask_hello(struct worker_core *core)
     Alv__Hello hello = ALV__HELLO__INIT;
     struct digest card;
     card_digest_trained(&core->config.card, &card);
-    hello.protocol_min = hello.protocol_max = 1;
+    hello.protocol_min = PROTOCOL_MIN;
+    hello.protocol_max = PROTOCOL_VERSION;
     hello.line = core->config.line;
     hello.instance = (ProtobufCBinaryData){16, core->instance};
     hello.boot = core->boot;

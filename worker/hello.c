@@ -1,6 +1,7 @@
 /* What is checked of the coordinator's hello. */
 #include <string.h>
 
+#include "proto/frame.h"
 #include "worker/internal.h"
 
 /* Names and files that may serve differ between cards of the same base; what is trained on must not. */
@@ -34,6 +35,11 @@ enum status hello_line(const struct worker_config *config, const struct worker_l
     if (!name_set(&line.name, ok->line, strlen(ok->line)) || ok->seed.len != sizeof line.seed ||
         ok->session_incarnation.len != 16 || ok->previous_incarnation.len != 16 || ok->session_counter == 0)
         return err_set(err, ST_BAD_DATA, "the coordinator's hello is incomplete");
+    if (!protocol_pick(ok->protocol, ok->protocol))
+        return err_set(
+            err, ST_UNSUPPORTED,
+            "the coordinator answers in protocol %u, this worker speaks %d to %d: run releases next to each other",
+            ok->protocol, PROTOCOL_MIN, PROTOCOL_VERSION);
     memcpy(line.seed, ok->seed.data, sizeof line.seed);
     if (config->line[0] && strcmp(config->line, line.name.s) != 0)
         return err_set(err, ST_CONFIG, "the coordinator serves line %s, this worker was sent to line %s", line.name.s,

@@ -81,7 +81,8 @@ static void signals_give(struct signals *s)
 static void fill_hello(const struct home *home, const struct join *join, const struct digest *card, Alv__Hello *hello)
 {
     alv__hello__init(hello);
-    hello->protocol_min = hello->protocol_max = PROTOCOL_VERSION;
+    hello->protocol_min = PROTOCOL_MIN;
+    hello->protocol_max = PROTOCOL_VERSION;
     hello->line = (char *)join->line.s;
     hello->instance = (ProtobufCBinaryData){16, (uint8_t *)home->instance};
     hello->boot = home->boot;

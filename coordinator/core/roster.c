@@ -165,9 +165,10 @@ void roster_hello(struct core *core, const struct event *event)
         refuse(core, event, ST_BAD_DATA, 0, "hello: instance must be 16 bytes");
         return;
     }
-    if (hello->protocol_min > PROTOCOL_VERSION || hello->protocol_max < PROTOCOL_VERSION) {
-        refuse(core, event, ST_UNSUPPORTED, 0, "protocol %u to %u: this coordinator speaks %u", hello->protocol_min,
-               hello->protocol_max, PROTOCOL_VERSION);
+    if (!protocol_pick(hello->protocol_min, hello->protocol_max)) {
+        refuse(core, event, ST_UNSUPPORTED, 0,
+               "protocol %u to %u: this coordinator speaks %d to %d; run releases next to each other",
+               hello->protocol_min, hello->protocol_max, PROTOCOL_MIN, PROTOCOL_VERSION);
         return;
     }
     if (hello->line[0] && strcmp(hello->line, core->config.line.s)) {
@@ -192,7 +193,7 @@ void roster_hello(struct core *core, const struct event *event)
     struct buf bytes = {0};
     card_encode(&core->config.card, &bytes);
     Alv__HelloOk *ok = new_message(&alv__hello_ok__descriptor);
-    ok->protocol = PROTOCOL_VERSION;
+    ok->protocol = protocol_pick(hello->protocol_min, hello->protocol_max);
     ok->line = xstrdup(core->config.line.s);
     ok->session_counter = now->counter;
     set_bytes(&ok->session_incarnation, now->incarnation, 16);

@@ -385,6 +385,37 @@ static void test_revocation_ends_parked_polls(void)
     EXPECT_EQ(live_end(pid, SIGTERM), 0);
 }
 
+/* The release after this one speaks its own protocol and ours; the one after that no longer does. */
+static void test_releases_next_to_each_other(void)
+{
+    const char *dir = harness_path(harness_tmpdir(), "protocols");
+    uint16_t port = live_port();
+    struct err err = {""};
+    struct client c;
+    ProtobufCMessage *reply = NULL;
+    if (!init_line(dir, port))
+        return;
+    pid_t pid = live_start(dir, port, 1 << 20, NULL, NULL);
+    static const enum plane planes[] = {PLANE_INGEST, PLANE_MODELS, PLANE_CONTROL, PLANE_BULK};
+    for (size_t i = 0; i < sizeof planes / sizeof planes[0]; i++) {
+        Alv__Hello hello = ALV__HELLO__INIT;
+        EXPECT_ST(client_open(&c, join_of(dir), planes[i], WAIT_MS, &err), ST_OK, &err);
+        conn_set_hello(c.conn, NULL, NULL, NULL);
+        hello.instance = (ProtobufCBinaryData){sizeof c.instance, c.instance};
+        hello.boot = 2;
+        hello.protocol_min = PROTOCOL_VERSION;
+        hello.protocol_max = PROTOCOL_VERSION + 1;
+        EXPECT_ST(client_ask(&c, VERB_HELLO, &hello.base, WAIT_MS, &reply, &err), ST_OK, &err);
+        EXPECT_EQ(((const Alv__HelloOk *)reply)->protocol, PROTOCOL_VERSION);
+        codec_free(reply);
+        hello.protocol_min = PROTOCOL_VERSION + 1;
+        EXPECT_ST(client_ask(&c, VERB_HELLO, &hello.base, WAIT_MS, NULL, &err), ST_UNSUPPORTED, &err);
+        EXPECT(strstr(err.text, "run releases next to each other") != NULL);
+        client_close(&c);
+    }
+    EXPECT_EQ(live_end(pid, SIGTERM), 0);
+}
+
 /* ---- one directory, one coordinator ---------------------------------------------------------------------------------- */
 
 static void test_a_directory_has_one_coordinator(void)
@@ -589,6 +620,7 @@ int main(int argc, char **argv)
     RUN(test_random_kills);
     RUN(test_wrong_role_and_unknown_key_are_refused);
     RUN(test_revocation_ends_parked_polls);
+    RUN(test_releases_next_to_each_other);
     RUN(test_a_directory_has_one_coordinator);
     RUN(test_a_killed_init_is_repeated);
     RUN(test_damaged_files_are_refused);

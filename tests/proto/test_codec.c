@@ -98,6 +98,28 @@ static void test_truncations_and_flips(void)
     EXPECT(refused > 100 && passed > 100);
 }
 
+/* A release too far away is refused in words that it can read, and can itself refuse in words that we can. */
+static void test_protocols(void)
+{
+    static const uint16_t timeless[] = {VERB_HELLO, VERB_HELLO_OK, VERB_ERROR};
+    EXPECT_EQ(protocol_pick(PROTOCOL_VERSION, PROTOCOL_VERSION), PROTOCOL_VERSION);
+    EXPECT_EQ(protocol_pick(PROTOCOL_MIN, PROTOCOL_MIN), PROTOCOL_MIN);
+    EXPECT_EQ(protocol_pick(PROTOCOL_VERSION, PROTOCOL_VERSION + 1),
+              PROTOCOL_VERSION); /* for it we are the one before */
+    EXPECT_EQ(protocol_pick(1, UINT32_MAX), PROTOCOL_VERSION);
+    EXPECT_EQ(protocol_pick(PROTOCOL_VERSION + 1, PROTOCOL_VERSION + 2), 0);
+    EXPECT_EQ(protocol_pick(0, PROTOCOL_MIN - 1), 0);
+    for (size_t i = 0; i < sizeof timeless / sizeof timeless[0]; i++) {
+        struct buf a = {0};
+        struct frame f = {0};
+        EXPECT_ST(frame_encode(timeless[i], 5, sample_of(timeless[i]), &a, NULL), ST_OK, NULL);
+        a.data[4] = PROTOCOL_VERSION + 7;
+        EXPECT_ST(frame_decode(a.data, a.len, &f, NULL), ST_OK, NULL);
+        EXPECT(f.verb == timeless[i] && f.request_id == 5);
+        buf_release(&a);
+    }
+}
+
 static void test_frame_header(void)
 {
     struct buf a = {0};
@@ -106,6 +128,8 @@ static void test_frame_header(void)
     a.data[4] = 2; /* protocol 2 */
     EXPECT_ST(frame_decode(a.data, a.len, &f, NULL), ST_UNSUPPORTED, NULL);
     EXPECT(f.version == 2 && f.request_id == 5 && f.verb == VERB_WATCH);
+    a.data[4] = 0;
+    EXPECT_ST(frame_decode(a.data, a.len, &f, NULL), ST_UNSUPPORTED, NULL);
     a.data[4] = 1;
     a.data[0] = 'a';
     EXPECT_ST(frame_decode(a.data, a.len, &f, NULL), ST_BAD_DATA, NULL);
@@ -319,6 +343,7 @@ int main(void)
     RUN(test_every_message_round_trips);
     RUN(test_truncations_and_flips);
     RUN(test_frame_header);
+    RUN(test_protocols);
     RUN(test_hostile_shapes);
     RUN(test_rules_bite);
     RUN(test_nul_in_a_string);
