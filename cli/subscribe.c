@@ -2,6 +2,7 @@
 #include "client/subscribe.h"
 
 #include <stdio.h>
+#include <string.h>
 
 #include "base/notify.h"
 #include "cli/cli.h"
@@ -9,9 +10,9 @@
 
 struct args {
     struct line_args line;
-    const char *follow, *dir, *hook, *base_name;
+    const char *follow, *dir, *hook, *serve, *serve_dir, *serve_token, *base_name;
     unsigned form;
-    uint32_t hook_timeout, keep;
+    uint32_t hook_timeout, drain, keep;
     bool once;
 };
 
@@ -21,10 +22,16 @@ static const struct option_row rows[] = {
            .why = "moved by every publication"),
     OPTION(struct args, dir, OPTION_TEXT, "dir", 'd', "DIR", "where versions are put; DIR/current is the newest"),
     OPTION(struct args, hook, OPTION_TEXT, "hook", 0, "PROGRAM", "run after each swap, until it exits 0"),
-    OPTION(struct args, hook_timeout, OPTION_U32, "hook-timeout", 0, "SECONDS", "a hook that takes longer has failed",
-           .low = 1, .high = 86400, .why = "a server that loads an adapter from a slow disk"),
+    OPTION(struct args, hook_timeout, OPTION_U32, "hook-timeout", 0, "SECONDS",
+           "a hook, or a server's loading, that takes longer has failed", .low = 1, .high = 86400,
+           .why = "a server that loads an adapter from a slow disk"),
+    OPTION(struct args, serve, OPTION_TEXT, "serve", 0, "vllm=URL", "a vLLM server that is kept at the version"),
+    OPTION(struct args, serve_dir, OPTION_TEXT, "serve-dir", 0, "DIR", "--dir as that server sees it, in a container"),
+    OPTION(struct args, serve_token, OPTION_TEXT, "serve-token", 0, "FILE", "holds the server's API key, mode 0600"),
+    OPTION(struct args, drain, OPTION_U32, "drain", 0, "SECONDS", "the version before stays loaded for so long",
+           .high = 86400, .why = "longer than most answers take"),
     OPTION(struct args, base_name, OPTION_TEXT, "base-name", 0, "NAME",
-           "base_model_name_or_path in adapter_config.json, as the server knows its base"),
+           "base_model_name_or_path in adapter_config.json; without: what --serve's server says"),
     OPTION(struct args, form, OPTION_CHOICE, "form", 0, "both|peft|gguf", "which files are fetched",
            .why = "which server will load it is not known here"),
     OPTION(struct args, keep, OPTION_U32, "keep", 0, "N", "versions kept besides the current one", .low = 1,
@@ -59,7 +66,7 @@ static void on_progress(void *user, uint64_t version, uint64_t done, uint64_t to
 
 int cmd_subscribe(int argc, char **argv)
 {
-    struct args args = {.follow = "latest", .hook_timeout = 120, .keep = 2};
+    struct args args = {.follow = "latest", .hook_timeout = 120, .drain = 30, .keep = 2};
     struct err err = {""};
     int code;
     struct options o = {
@@ -67,11 +74,16 @@ int cmd_subscribe(int argc, char **argv)
         .usage = "--dir DIR",
         .summary = "Follows an alias: fetches each version, verifies it, puts it in place and tells a model server.",
         .examples = "alluvium subscribe --join ward3.join --follow stable --dir ./adapters --hook ./reload.sh\n"
+                    "alluvium subscribe --join ward3.join --dir /shared/adapters --serve vllm=http://127.0.0.1:8000\n"
                     "alluvium subscribe --join ward3.join --dir ./adapters --once",
         .notes =
             "The hook finds ALLUVIUM_VERSION, ALLUVIUM_PREVIOUS, ALLUVIUM_LINE, ALLUVIUM_DIR (a PEFT adapter),\n"
             "ALLUVIUM_PEFT and ALLUVIUM_GGUF in its environment. It may be run more than once for a version; when it\n"
             "fails, the version stays in place and the hook is run again later.\n"
+            "With --serve, vLLM is asked every few seconds what it has: NAME-vN is loaded, and again when the server "
+            "was\n"
+            "restarted; older ones of this directory are unloaded after --drain. When told to stop, the server stays "
+            "as is.\n"
             "A version is taken only when its signature, its chain and its hashes verify, and never a lower one than\n"
             "the one in place. Exit codes with --once: 6 does not verify, 7 goes backwards or has expired.",
         .rows = rows,
@@ -87,6 +99,8 @@ int cmd_subscribe(int argc, char **argv)
     enum status st = ST_OK;
     if (o.n_rest || !args.dir)
         st = cli_usage(&o, &err, o.n_rest ? "it takes no arguments" : "--dir says where versions are put");
+    else if (args.serve && (args.hook || strncmp(args.serve, "vllm=", 5)))
+        st = cli_usage(&o, &err, args.hook ? "--serve or --hook, not both" : "--serve takes vllm=URL");
     if (st == ST_OK)
         st = cli_join(&o, &args.line, &join, &err);
     if (st != ST_OK)
@@ -98,6 +112,10 @@ int cmd_subscribe(int argc, char **argv)
         .base_name = args.base_name,
         .hook = args.hook,
         .hook_timeout_ms = args.hook_timeout * 1000,
+        .serve = args.serve ? args.serve + 5 : NULL,
+        .serve_dir = args.serve_dir,
+        .serve_token = args.serve_token,
+        .drain_ms = args.drain * 1000,
         .forms = forms[args.form],
         .keep = args.keep,
         .once = args.once,

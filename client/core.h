@@ -159,6 +159,7 @@ struct subscribe_config {
     struct sign_public root; /* pinned: from the join file */
     struct name follow;      /* alias */
     bool hook;               /* a hook is to be run after a swap */
+    uint32_t recheck_ms;     /* and again this long after it succeeded: it reconciles a server. 0: not again */
     char target[128];        /* told to the coordinator, for people */
     uint32_t wait_ms;        /* long poll; 0: LIMIT_WAIT_MS */
     uint32_t retry_ms_max;   /* back-off of failures doubles from 1 s up to this; 0: 60,000 */
@@ -169,7 +170,7 @@ enum subscribe_effect_kind {
     SUBSCRIBE_SAVE,  /* keep `state` durably */
     SUBSCRIBE_STAGE, /* fetch the files of `manifest`, check their digests, put them in place for this number, durably */
     SUBSCRIBE_SWAP,  /* make `number` the current one, atomically and durably */
-    SUBSCRIBE_HOOK,  /* tell the model server about `number`; at least once per swap */
+    SUBSCRIBE_HOOK,  /* tell the model server about `number`; at least once per swap, and see recheck_ms */
     SUBSCRIBE_WAIT,  /* do nothing until until_ms; the answer is ST_OK */
 };
 

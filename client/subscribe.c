@@ -13,10 +13,11 @@
 #include "client/hello.h"
 #include "client/serve.h"
 #include "client/stage.h"
+#include "client/vllm.h"
 #include "net/bulk.h"
 #include "net/request.h"
 
-enum { ANSWER_MS = 15000, HOOK_MS = 120000 };
+enum { ANSWER_MS = 15000, HOOK_MS = 120000, RECHECK_MS = 5000 };
 
 struct subscriber {
     struct subscribe_options options;
@@ -25,6 +26,7 @@ struct subscriber {
     void *zmq;
     struct conn *models, *bulk;
     struct stage *stage;
+    struct vllm *vllm; /* NULL: a hook, or nothing */
     struct subscribe_core *core;
     uint64_t problems; /* told so far */
     bool in_trouble;
@@ -112,16 +114,22 @@ static void on_progress(void *user, uint64_t done, uint64_t total)
 
 static enum status stage_version(struct subscriber *s, const struct subscribe_effect *effect, struct err *err)
 {
+    struct buf base = {0};
+    enum status st = s->vllm && !s->options.base_name ? vllm_base_name(s->vllm, &base, err) : ST_OK;
+    if (st)
+        return st; /* the files of a version are written once: not without the name */
     struct stage_files files = {
         .manifest = effect->manifest,
         .manifest_bytes = effect->manifest_bytes,
         .signature = effect->signature,
-        .base_name = s->options.base_name,
+        .base_name = base.len ? buf_cstr(&base) : s->options.base_name,
         .forms = s->options.forms,
     };
     struct bulk_options bulk = {.progress = on_progress, .user = s};
     s->staging = effect->number;
-    return stage_put(s->stage, &files, s->bulk, &bulk, err);
+    st = stage_put(s->stage, &files, s->bulk, &bulk, err);
+    buf_release(&base);
+    return st;
 }
 
 static enum status swap_version(struct subscriber *s, uint64_t number, struct err *err)
@@ -134,6 +142,24 @@ static enum status swap_version(struct subscriber *s, uint64_t number, struct er
     note(s, ST_OK, text);
     stage_prune(s->stage, number, s->options.keep);
     return ST_OK;
+}
+
+static void note_served(struct subscriber *s, uint64_t number)
+{
+    char text[160];
+    snprintf(text, sizeof text, "version %llu is served", (unsigned long long)number);
+    note(s, ST_OK, text);
+}
+
+/* Once in a while the same again: only news is told. */
+static enum status reconcile(struct subscriber *s, uint64_t number, struct err *err)
+{
+    struct subscribe_view view;
+    subscribe_view(s->core, &view);
+    enum status st = vllm_reconcile(s->vllm, number, err);
+    if (st == ST_OK && !(view.has_served && view.served == number))
+        note_served(s, number);
+    return st;
 }
 
 static enum status run_hook(struct subscriber *s, uint64_t number, struct err *err)
@@ -156,11 +182,8 @@ static enum status run_hook(struct subscriber *s, uint64_t number, struct err *e
         .has_previous = view.has_served,
     };
     enum status st = hook_run(s->options.hook, &facts, s->options.hook_timeout_ms, s->options.stop_fd, err);
-    if (st == ST_OK) {
-        char text[160];
-        snprintf(text, sizeof text, "version %llu is served", (unsigned long long)number);
-        note(s, ST_OK, text);
-    }
+    if (st == ST_OK)
+        note_served(s, number);
     return st;
 }
 
@@ -188,7 +211,7 @@ static enum status perform(struct subscriber *s, const struct subscribe_effect *
     case SUBSCRIBE_SWAP:
         return swap_version(s, effect->number, err);
     case SUBSCRIBE_HOOK:
-        return run_hook(s, effect->number, err);
+        return s->vllm ? reconcile(s, effect->number, err) : run_hook(s, effect->number, err);
     case SUBSCRIBE_WAIT:
         return wait_until(s, effect->until_ms);
     }
@@ -253,13 +276,17 @@ static enum status start_core(struct subscriber *s, struct err *err)
     struct subscribe_config config = {
         .line = s->join.line,
         .root = s->join.root,
-        .hook = s->options.hook != NULL,
+        .hook = s->options.hook || s->vllm,
+        .recheck_ms = s->vllm ? RECHECK_MS : 0,
         .wait_ms = s->options.once ? 1 : 0,
     };
     const char *follow = s->options.follow ? s->options.follow : "latest";
     if (!name_set(&config.follow, follow, strlen(follow)))
         return err_set(err, ST_USAGE, "\"%s\" is no name of an alias", follow);
-    snprintf(config.target, sizeof config.target, "%s", s->options.hook ? s->options.hook : s->options.dir);
+    snprintf(config.target, sizeof config.target, "%s",
+             s->options.hook    ? s->options.hook
+             : s->options.serve ? s->options.serve
+                                : s->options.dir);
     enum status st = stage_load_state(s->stage, SUBSCRIBE_STATE_BYTES_MAX, &state, err);
     if (st == ST_OK)
         st = subscribe_new(&config, buf_bytes(&state), &s->core, err);
@@ -271,10 +298,26 @@ static enum status start_core(struct subscriber *s, struct err *err)
     return st;
 }
 
+static enum status open_server(struct subscriber *s, char **dir, struct err *err)
+{
+    if (!s->options.serve)
+        return ST_OK;
+    if (!s->options.serve_dir && !(*dir = realpath(s->options.dir, NULL)))
+        return err_set(err, ST_IO, "%s: %s", s->options.dir, strerror(errno));
+    struct vllm_options options = {.url = s->options.serve,
+                                   .token_file = s->options.serve_token,
+                                   .line = s->join.line.s,
+                                   .dir = *dir ? *dir : s->options.serve_dir,
+                                   .drain_ms = s->options.drain_ms,
+                                   .load_ms = s->options.hook_timeout_ms,
+                                   .stop_fd = s->options.stop_fd};
+    return vllm_open(&options, &s->vllm, err);
+}
+
 enum status subscribe_run(const struct subscribe_options *options, struct subscribe_view *last, struct err *err)
 {
     struct subscriber s = {.options = *options, .join = *options->join};
-    char *hook = NULL;
+    char *hook = NULL, *dir = NULL;
     enum status st = ST_OK;
     if (!s.options.hook_timeout_ms)
         s.options.hook_timeout_ms = HOOK_MS;
@@ -295,6 +338,8 @@ enum status subscribe_run(const struct subscribe_options *options, struct subscr
     }
     st = stage_open(options->dir, &s.join.line, &s.stage, err);
     if (st == ST_OK)
+        st = open_server(&s, &dir, err);
+    if (st == ST_OK)
         st = start_core(&s, err);
     if (st == ST_OK)
         st = connect_plane(&s, PLANE_MODELS, &s.models, err);
@@ -307,9 +352,11 @@ done:
     conn_close(s.bulk);
     subscribe_free(s.core);
     stage_close(&s.stage);
+    vllm_close(&s.vllm);
     if (s.zmq)
         zmq_ctx_term(s.zmq);
     free(hook);
+    free(dir);
     join_wipe(&s.join);
     return st;
 }

@@ -1,4 +1,5 @@
-/* subscribe.h - follows an alias of a line into a directory: the subscribe core with sockets, files and a hook.
+/* subscribe.h - follows an alias of a line into a directory: the subscribe core with sockets, files, and a hook or a
+ * model server.
  *
  *     DIR/current -> notes-v7           swapped atomically
  *     DIR/notes-v7/                     one directory a version, never changed once it is there:
@@ -23,13 +24,17 @@ struct subscribe_options {
     const struct join *join;
     const char *follow;       /* alias; NULL: "latest" */
     const char *dir;          /* made when missing */
-    const char *base_name;    /* base_model_name_or_path of adapter_config.json; NULL: "" (servers know their base) */
+    const char *base_name;    /* base_model_name_or_path of adapter_config.json; NULL: what `serve` says, else "" */
     const char *hook;         /* program to run after a swap; NULL: none */
-    uint32_t hook_timeout_ms; /* 0: 120,000 */
-    unsigned forms;           /* FORM_*; 0: both */
-    uint32_t keep;            /* version directories to keep besides the current one; 0: 2 */
-    bool once;                /* return when the alias's version is in place and served, or with the first problem */
-    int stop_fd;              /* -1: none. Ends with ST_STOPPED */
+    uint32_t hook_timeout_ms; /* 0: 120,000; a server's load too */
+    const char *serve; /* URL of a vLLM server that is kept at the version (vllm.h), in place of a hook; NULL: none */
+    const char *serve_dir;   /* `dir` as that server sees it; NULL: the same */
+    const char *serve_token; /* file with its bearer token; NULL: none */
+    uint32_t drain_ms;       /* between a version it has and the unloading of older ones */
+    unsigned forms;          /* FORM_*; 0: both */
+    uint32_t keep;           /* version directories to keep besides the current one; 0: 2 */
+    bool once;               /* return when the alias's version is in place and served, or with the first problem */
+    int stop_fd;             /* -1: none. Ends with ST_STOPPED */
     /* What happened, for people; `status` ST_OK: good news. May be NULL. */
     void (*note)(void *user, enum status status, const char *text);
     void (*progress)(void *user, uint64_t version, uint64_t done, uint64_t total);

@@ -59,7 +59,7 @@ struct subscribe_core {
     uint64_t asked_ms, wait_until_ms;
     uint32_t retry_ms;
     char hook_text[256]; /* the hook's last failure; empty: none */
-    uint64_t hook_at_ms;
+    uint64_t hook_at_ms; /* not before */
     uint32_t hook_retry_ms;
     Alv__Watch watch;
     Alv__ManifestGet get;
@@ -178,7 +178,7 @@ void subscribe_view(const struct subscribe_core *core, struct subscribe_view *ou
         .text = core->text,
         .problems = core->problems,
     };
-    out->settled = alias && core->in_place && core->has_served && core->served == alias->version;
+    out->settled = alias && core->in_place && core->has_served && core->served == alias->version && !core->hook_text[0];
 }
 
 /* ---- problems and waiting ---------------------------------------------------------------------------------------- */
@@ -374,7 +374,7 @@ static void next_step(struct subscribe_core *core, uint64_t now_ms, uint64_t wal
     core->target = core->current;
     enum status st = choose(core, wall_s, &core->target, &err);
     bool any = st == ST_OK || core->has_current; /* whatever speaks against the new one, the old one stays in place */
-    bool told = core->has_served && core->served == core->current;
+    bool told = core->has_served && core->served == core->current && !core->config.recheck_ms && !core->hook_text[0];
     if (st == ST_OK && core->hook_text[0])
         st = err_set(&err, ST_AGAIN, "%s", core->hook_text);
     trouble(core, st, err.text);
@@ -400,7 +400,8 @@ static void ask(struct subscribe_core *core, uint16_t verb, ProtobufCMessage *me
 static void ask_watch(struct subscribe_core *core, uint64_t now_ms)
 {
     uint64_t wait_ms = core->quick ? 0 : core->config.wait_ms;
-    if (core->hook_text[0] && core->hook_at_ms < now_ms + wait_ms)
+    bool again = core->hook_text[0] || (core->config.recheck_ms && core->has_current);
+    if (again && core->hook_at_ms < now_ms + wait_ms)
         wait_ms = core->hook_at_ms > now_ms ? core->hook_at_ms - now_ms : 0;
     alv__watch__init(&core->watch);
     core->watch.from = core->n ? core->n - 1 : 0;
@@ -500,7 +501,8 @@ static void on_watch(struct subscribe_core *core, uint64_t now_ms, uint64_t wall
         return;
     }
     core->quick = core->n != n;
-    core->pause = !news && !quick && !core->hook_text[0] && now_ms - core->asked_ms < QUICK_MS;
+    bool due = (core->hook_text[0] || core->config.recheck_ms) && core->hook_at_ms <= now_ms;
+    core->pause = !news && !quick && !due && now_ms - core->asked_ms < QUICK_MS;
     next_step(core, now_ms, wall_s);
     if (news && core->n)
         save_then(core, core->step);
@@ -538,11 +540,15 @@ static void on_swapped(struct subscribe_core *core, uint64_t now_ms, uint64_t wa
 static void on_hook(struct subscribe_core *core, uint64_t now_ms, uint64_t wall_s, enum status status, const char *text)
 {
     if (status == ST_OK) {
+        bool known = core->has_served && core->served == core->current;
         core->hook_text[0] = 0;
+        core->hook_retry_ms = 0;
+        core->hook_at_ms = now_ms + core->config.recheck_ms;
         core->has_served = true;
         core->served = core->current;
         next_step(core, now_ms, wall_s);
-        save_then(core, core->step);
+        if (!known)
+            save_then(core, core->step);
         return;
     }
     snprintf(core->hook_text, sizeof core->hook_text, "hook for version %llu: %s", (unsigned long long)core->current,

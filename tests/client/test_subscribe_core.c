@@ -141,7 +141,7 @@ static struct subscribe_core *core_new(const struct line *l, const struct place 
 /* Runs until it has nothing to do but watch or wait for the `rounds`-th time. */
 static void run(struct line *l, struct place *p, struct subscribe_core *core, unsigned rounds)
 {
-    uint64_t now = 1000;
+    static uint64_t now = 1000; /* goes on from run to run */
     for (unsigned i = 0; i < 300 && rounds; i++) {
         const struct subscribe_effect *e = subscribe_next(core, now, 1);
         EXPECT(e == subscribe_next(core, now, 1));
@@ -338,6 +338,33 @@ static void test_a_failing_hook_is_repeated(void)
     line_release(&l);
 }
 
+/* A server is reconciled again and again; what it lost is told, and only a change is saved or reported. */
+static void test_a_server_is_looked_after(void)
+{
+    struct line l;
+    struct place p = {0};
+    line_new(&l);
+    publish(&l, 0);
+    point(&l, 1);
+    struct subscribe_config config = {.line = l.name, .root = l.root_public, .hook = true, .recheck_ms = 5000};
+    struct subscribe_core *core = NULL;
+    struct err err;
+    name_set(&config.follow, "stable", 6);
+    EXPECT_ST(subscribe_new(&config, buf_bytes(&p.state), &core, &err), ST_OK, &err);
+    run(&l, &p, core, 10);
+    EXPECT(p.hooks >= 5 && p.swaps == 1 && view_of(core).settled);
+    EXPECT_EQ(p.reports, 1);
+    p.hook_fails = true;
+    run(&l, &p, core, 4);
+    EXPECT(!view_of(core).settled && strstr(p.last_error, "hook") != NULL);
+    p.hook_fails = false;
+    run(&l, &p, core, 8);
+    EXPECT(view_of(core).settled && p.last_error[0] == 0 && view_of(core).served == 1);
+    subscribe_free(core);
+    buf_release(&p.state);
+    line_release(&l);
+}
+
 static void test_state_is_checked(void)
 {
     struct line l;
@@ -367,6 +394,7 @@ int main(void)
     RUN(test_refuses_what_does_not_verify);
     RUN(test_nothing_is_done_before_it_is_saved);
     RUN(test_a_failing_hook_is_repeated);
+    RUN(test_a_server_is_looked_after);
     RUN(test_state_is_checked);
     return harness_end();
 }

@@ -605,6 +605,7 @@ static void subscribe_now(struct world *w, struct node *node)
 static void subscribe_start(struct world *w, struct node *node)
 {
     struct subscribe_config config = {.line = w->config.line, .hook = true, .wait_ms = 4000};
+    config.recheck_ms = node->index == FOLLOWER ? 5000 : 0; /* it keeps a server */
     struct err err;
     memcpy(config.root.b, w->config.root_public, sizeof config.root.b);
     const char *follow = node->index == FOLLOWER ? operator_alias(0) : "latest";
