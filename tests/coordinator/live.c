@@ -184,14 +184,22 @@ enum status client_hello(struct client *c, uint64_t known_session, const uint8_t
 
 enum status client_open(struct client *c, const char *join_path, enum plane plane, int timeout_ms, struct err *err)
 {
+    void *zmq = zmq_ctx_new();
+    CHECK(zmq);
+    enum status st = client_open_on(zmq, c, join_path, plane, timeout_ms, err);
+    c->zmq = zmq;
+    return st;
+}
+
+enum status client_open_on(void *zmq, struct client *c, const char *join_path, enum plane plane, int timeout_ms,
+                           struct err *err)
+{
     *c = (struct client){.boot = 1};
     random_bytes(c->instance, sizeof c->instance);
     enum status st = join_read(join_path, &c->join, err);
     if (st)
         return st;
-    c->zmq = zmq_ctx_new();
-    CHECK(c->zmq);
-    if ((st = conn_open(c->zmq, &c->join, plane, -1, &c->conn, err)))
+    if ((st = conn_open(zmq, &c->join, plane, -1, &c->conn, err)))
         return st;
     Alv__Hello hello;
     fill_hello(c, &hello);

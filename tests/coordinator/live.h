@@ -28,7 +28,7 @@ int live_wait(pid_t pid);      /* exit code, or 1000 + signal */
 int live_end(pid_t pid, int signal_no);
 
 struct client {
-    void *zmq;
+    void *zmq; /* its own; NULL: shared */
     struct join join;
     struct conn *conn;
     uint8_t instance[16];
@@ -41,6 +41,9 @@ struct client {
 /* Connects to one plane with a join file and says hello (waiting for a coordinator that is only starting). */
 enum status client_open(struct client *client, const char *join_path, enum plane plane, int timeout_ms,
                         struct err *err);
+/* The same on a context that is shared by many, and outlives the client. */
+enum status client_open_on(void *zmq, struct client *client, const char *join_path, enum plane plane, int timeout_ms,
+                           struct err *err);
 void client_close(struct client *client);
 enum status client_hello(struct client *client, uint64_t known_session, const uint8_t *known_incarnation,
                          int timeout_ms, struct err *err);
