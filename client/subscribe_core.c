@@ -551,7 +551,8 @@ static void on_hook(struct subscribe_core *core, uint64_t now_ms, uint64_t wall_
             save_then(core, core->step);
         return;
     }
-    snprintf(core->hook_text, sizeof core->hook_text, "hook for version %llu: %s", (unsigned long long)core->current,
+    snprintf(core->hook_text, sizeof core->hook_text, "%s for version %llu: %s",
+             core->config.recheck_ms ? "server" : "hook", (unsigned long long)core->current,
              text && *text ? text : status_name(status));
     core->hook_at_ms = now_ms + back_off(&core->hook_retry_ms, core->config.retry_ms_max);
     next_step(core, now_ms, wall_s);

@@ -5,7 +5,7 @@ must: the directory, the three required fields of adapter_config.json, a rank th
 
 usage: fake_vllm.py [--port N] [--base PATH] [--api-key KEY] [--no-updating] [--max-rank N]
 
-Prints its port. Ends when its standard input does. POST /fake {"fail": CODE, "times": N, "stall": SECONDS, "forget": true}
+Prints its port. Ends when its standard input does. POST /fake {"fail": CODE, "times": N, "stall": SECONDS, "path": PATH, "forget": true}
 makes the next calls fail or stall, or starts the server anew without adapters; GET /fake lists the calls it got.
 """
 import argparse
@@ -106,7 +106,7 @@ class Handler(BaseHTTPRequestHandler):
             return self.reply(*(fake(json.loads(body)) if method == "POST" else (200, calls)))
         with lock:
             calls.append([method, self.path, json.loads(body) if body else None])
-            failing = trouble["times"] > 0
+            failing = trouble["times"] > 0 and trouble.get("path") in (None, self.path)
             trouble["times"] -= failing
         if failing and trouble.get("stall"):
             time.sleep(trouble["stall"])

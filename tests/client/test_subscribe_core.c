@@ -356,7 +356,7 @@ static void test_a_server_is_looked_after(void)
     EXPECT_EQ(p.reports, 1);
     p.hook_fails = true;
     run(&l, &p, core, 4);
-    EXPECT(!view_of(core).settled && strstr(p.last_error, "hook") != NULL);
+    EXPECT(!view_of(core).settled && strstr(p.last_error, "server") != NULL);
     p.hook_fails = false;
     run(&l, &p, core, 8);
     EXPECT(view_of(core).settled && p.last_error[0] == 0 && view_of(core).served == 1);

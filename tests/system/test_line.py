@@ -17,7 +17,6 @@ import subprocess
 import sys
 import tempfile
 import time
-import urllib.request
 
 ALLUVIUM, SOURCE, BUILD = sys.argv[1:4]
 BASE = os.environ.get("ALLUVIUM_BASE_GGUF") or os.path.join(SOURCE, "build", "cache", "SmolLM2-135M-Instruct.Q4_1.gguf")
@@ -115,26 +114,6 @@ def jsonl(name, pattern, records):
     return out
 
 
-class FakeServer:
-    """A server that answers as vLLM documents (tests/client/fake_vllm.py)."""
-
-    def __init__(self):
-        self.p = subprocess.Popen([sys.executable, os.path.join(SOURCE, "tests", "client", "fake_vllm.py"), "--base", "/models/smol"],
-                                  stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        self.url = f"http://127.0.0.1:{int(self.p.stdout.readline())}"
-
-    def adapters(self):
-        with urllib.request.urlopen(self.url + "/v1/models", timeout=20) as answer:
-            return {m["id"]: m["root"] for m in json.load(answer)["data"] if m["parent"]}
-
-    def forget(self):
-        urllib.request.urlopen(self.url + "/fake", data=b'{"forget": true}', timeout=20).close()
-
-    def stop(self):
-        self.p.stdin.close()
-        self.p.wait(20)
-
-
 def counts_once(status):
     return all(sum(d["states"].values()) == d["segments"] for d in status["domains"])
 
@@ -150,9 +129,6 @@ def main():
     workers = [Process(f"worker-{i}", "worker", "--join", path("pool.join"), "--base", BASE, "--dir", path(f"worker-{i}"), "--threads", "1",
                        "--micro-rows", "128") for i in (1, 2)]
     subscriber = Process("subscriber", "subscribe", "--join", path("server.join"), "--follow", "latest", "--dir", path("adapters"))
-    fake = FakeServer()
-    keeper = Process("keeper", "subscribe", "--join", path("server.join"), "--dir", path("kept"), "--form", "peft", "--drain", "1",
-                     "--serve", f"vllm={fake.url}")
     streams = {"code": jsonl("code", "model/*.c", 44), "scripts": jsonl("scripts", "scripts/*", 44)}
     for domain, file in streams.items():
         run("domains", "set", domain, "-C", path("line"))
@@ -204,20 +180,6 @@ def main():
     current = os.path.realpath(path("adapters", "current"))
     expect({"adapter_model.safetensors", "adapter_config.json", "adapter.gguf"} <= set(os.listdir(current)), "PEFT and GGUF files in place")
     run("eval", "--base", BASE, "--adapter", current, "--json", streams["scripts"])
-
-    # the server has the newest version under a name of its own, and nothing older; it is told again when it has lost it
-    newest = f"test-v{ask('status')['version']}"
-    wanted = {newest: os.path.join(os.path.realpath(path("kept")), newest)}
-    wait("the server", lambda: fake.adapters() == wanted)
-    config = json.load(open(path("kept", newest, "adapter_config.json")))
-    expect(config["base_model_name_or_path"] == "/models/smol", f"the server's own name of its base: {config}")
-    fake.forget()
-    wait("the server after it was started again", lambda: fake.adapters() == wanted)
-    served = [m for m in ask("status")["members"] if m.get("target") == fake.url]
-    expect(served and f"test-v{served[0]['serving']}" == newest and not served[0]["error"], f"status to say what is served: {served}")
-    keeper.stop()
-    expect(fake.adapters() == wanted, "a subscriber that ends to leave its server as it is")
-    fake.stop()
     for process in (subscriber, *workers, coordinator):
         process.stop()
 

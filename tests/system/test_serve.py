@@ -1,0 +1,96 @@
+#!/usr/bin/env python3
+"""Versions of a real line reach model servers: vLLM's calls, a hook that fails first, and what the coordinator says of them.
+
+usage: test_serve.py ALLUVIUM
+
+The line learns on a toy base; the server is tests/client/fake_vllm.py, which answers as vLLM documents. Waits are for events.
+"""
+import json
+import os
+import subprocess
+import sys
+import urllib.request
+
+HERE = os.path.dirname(os.path.abspath(__file__))
+sys.path.insert(0, os.path.join(HERE, "..", "support"))
+import toy_line  # noqa: E402
+
+failures = expectations = 0
+
+
+def expect(ok, what):
+    global failures, expectations
+    expectations += 1
+    if not ok:
+        failures += 1
+        print(f"FAILED: {what}", flush=True)
+
+
+class FakeServer:
+    def __init__(self):
+        self.p = subprocess.Popen([sys.executable, os.path.join(HERE, "..", "client", "fake_vllm.py"), "--base", "/models/toy"],
+                                  stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self.url = f"http://127.0.0.1:{int(self.p.stdout.readline())}"
+
+    def adapters(self):
+        with urllib.request.urlopen(self.url + "/v1/models", timeout=20) as answer:
+            return {m["id"]: m["root"] for m in json.load(answer)["data"] if m["parent"]}
+
+    def tell(self, **what):
+        urllib.request.urlopen(self.url + "/fake", data=json.dumps(what).encode(), timeout=20).close()
+
+    def stop(self):
+        self.p.stdin.close()
+        self.p.wait(20)
+
+
+def serving(line, target):
+    return next((m for m in line.ask("status")["members"] if m.get("target") == target), {})
+
+
+def main():
+    fake = FakeServer()
+    with toy_line.Line(sys.argv[1], "serve") as line:
+        hook, gate, heard = line.path("hook.sh"), line.path("gate"), line.path("heard")
+        with open(hook, "w") as f:  # fails until the gate is there; then says what it was told
+            f.write(f'#!/bin/sh\n[ -e {gate} ] || {{ echo "no gate yet" >&2; exit 9; }}\n'
+                    f'[ -f "$ALLUVIUM_GGUF" ] && [ -f "$ALLUVIUM_PEFT" ] && echo "$ALLUVIUM_LINE $ALLUVIUM_VERSION" >>{heard}\n')
+        os.chmod(hook, 0o755)
+        worker = line.worker()
+        line.push()
+        line.wait("version 1", line.version)
+        keeper = line.start("keeper", "subscribe", "--join", line.join("subscriber"), "--dir", line.path("kept"), "--form", "peft",
+                            "--drain", "1", "--serve", f"vllm={fake.url}")
+        hooked = line.start("hooked", "subscribe", "--join", line.join("subscriber"), "--dir", line.path("hooked"), "--hook", hook)
+
+        def has(version):
+            name = f"serve-v{version}"
+            return fake.adapters() == {name: os.path.join(os.path.realpath(line.path("kept")), name)}
+
+        line.wait("version 1 in the server", lambda: has(line.version()))
+        config = json.load(open(line.path("kept", f"serve-v{line.version()}", "adapter_config.json")))
+        expect(config["base_model_name_or_path"] == "/models/toy", f"the base's name to be the server's: {config}")
+        line.wait("the hook's failure to be reported", lambda: "status 9" in serving(line, hook).get("error", ""))
+        expect(os.path.basename(os.path.realpath(line.path("hooked", "current"))) == f"serve-v{line.version()}",
+               "a failing hook to leave the version in place")
+        open(gate, "w").close()
+        line.wait("the hook to succeed", lambda: serving(line, hook).get("serving") == line.version() and not serving(line, hook)["error"])
+        expect(open(heard).read().split() == ["serve", str(line.version())], f"the hook to be told once it works: {open(heard).read()}")
+
+        fake.tell(fail=503, times=2, path="/v1/load_lora_adapter")
+        before = line.version()
+        line.push()
+        line.wait("a further version", lambda: line.version() > before)
+        line.wait("it in the server, and nothing older", lambda: has(line.version()))
+        fake.tell(forget=True)
+        line.wait("it in a server that was started again", lambda: has(line.version()))
+        line.wait("the report", lambda: serving(line, fake.url).get("serving") == line.version() and not serving(line, fake.url)["error"])
+        for p in (keeper, hooked, worker, line.coordinator):
+            expect(line.stop(p), "a clean end after TERM")
+        expect(len(fake.adapters()) == 1, "a subscriber that ends to leave its server as it is")
+    fake.stop()
+
+
+main()
+print(f"{expectations} expectations, {failures} failed")
+sys.exit(1 if failures or not expectations else 0)
