@@ -57,6 +57,6 @@ bool cli_record(char *text, char **domain, char **record);
 command_fn cmd_init, cmd_coordinator, cmd_keys_add, cmd_keys_list, cmd_keys_revoke, cmd_worker, cmd_push, cmd_subscribe,
     cmd_versions_list, cmd_versions_show, cmd_versions_explain, cmd_promote, cmd_rollback, cmd_status, cmd_trace,
     cmd_retract, cmd_domains_set, cmd_quarantine_list, cmd_quarantine_release, cmd_quarantine_drop, cmd_resume,
-    cmd_round, cmd_train, cmd_eval, cmd_generate, cmd_plot, cmd_replay;
+    cmd_round, cmd_train, cmd_eval, cmd_generate, cmd_plot, cmd_replay, cmd_anchor;
 
 #endif

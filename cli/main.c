@@ -36,6 +36,7 @@ const struct command commands[] = {
     {"train", cmd_train, "train an adapter here, without a network"},
     {"eval", cmd_eval, "loss of a base and adapter on files"},
     {"generate", cmd_generate, "text from a base and adapter"},
+    {"anchor", cmd_anchor, "text that the base writes by itself, for an anchor or a sentinel"},
 };
 const unsigned n_commands = sizeof commands / sizeof commands[0];
 

@@ -7,6 +7,7 @@
 #include "base/check.h"
 #include "base/limits.h"
 #include "coordinator/core/continual.h"
+#include "coordinator/core/settings.h"
 #include "coordinator/core/state.h"
 #include "coordinator/facts.h"
 #include "coordinator/losses.h"
@@ -16,6 +17,7 @@ struct row {
     uint32_t n; /* domains there were */
     double *learnt;
     bool *fresh;
+    uint8_t *sentinel; /* enum sentinel */
 };
 
 struct history {
@@ -32,6 +34,7 @@ static void row_release(struct row *row)
 {
     free(row->learnt);
     free(row->fresh);
+    free(row->sentinel);
     *row = (struct row){0};
 }
 
@@ -65,6 +68,7 @@ static enum status read_row(struct db *db, uint64_t version, struct row *out, st
         out->n = m->n_domains ? m->domains[m->n_domains - 1].id.v + 1u : 0;
         out->learnt = xcalloc(out->n ? out->n : 1, sizeof *out->learnt);
         out->fresh = xcalloc(out->n ? out->n : 1, sizeof *out->fresh);
+        out->sentinel = xcalloc(out->n ? out->n : 1, sizeof *out->sentinel);
         for (uint32_t d = 0; d < out->n; d++)
             out->learnt[d] = NAN;
         if (m->number == version)
@@ -75,6 +79,8 @@ static enum status read_row(struct db *db, uint64_t version, struct row *out, st
         st = losses_learnt(db, m->number, m->domains[i].id, &learnt, err);
         if (!st && learnt.measured)
             out->learnt[m->domains[i].id.v] = learnt.base_loss - learnt.loss;
+        if (!st)
+            out->sentinel[m->domains[i].id.v] = (uint8_t)learnt.sentinel;
     }
     if (st)
         row_release(out);
@@ -119,10 +125,22 @@ static void lineage(const struct history *h, uint64_t version, uint32_t n_domain
     for (uint64_t v = version; --n; v = h->rows[v % HISTORY_ROWS].parent) {
         const struct row *row = &h->rows[v % HISTORY_ROWS];
         for (uint32_t d = 0; d < n_domains; d++) {
-            loss[(uint64_t)n * n_domains + d] = d < row->n ? -row->learnt[d] : NAN;
+            loss[(uint64_t)n * n_domains + d] = d < row->n && !row->sentinel[d] ? -row->learnt[d] : NAN;
             fresh[(uint64_t)n * n_domains + d] = d < row->n && row->fresh[d];
         }
     }
+}
+
+/* What the sentinels of one kind lost since version 0, on average. On text that the base drew from itself that is KL(base
+ * || version): docs/how-to/sentinels.md. */
+static double sentinel_loss(const struct row *row, enum sentinel kind)
+{
+    double *lost = xcalloc(row->n ? row->n : 1, sizeof *lost);
+    for (uint32_t d = 0; d < row->n; d++)
+        lost[d] = row->sentinel[d] == kind ? -row->learnt[d] : NAN;
+    double mean = continual_mean(lost, row->n);
+    free(lost);
+    return mean;
 }
 
 static json_t *number(double v)
@@ -162,10 +180,10 @@ void history_add(const struct history *h, uint64_t version, json_t *object)
     add_measure(&m, "peak_forgetting", continual_forgetting, domains, metrics);
     add_measure(&m, "backward_transfer", continual_backward, domains, metrics);
     add_measure(&m, "forward_transfer", continual_forward, domains, metrics);
-    /* These need what a line does not have: a jointly trained model, text sampled from the base, sentinels. */
-    json_object_set_new(metrics, "intransigence", json_null());
-    json_object_set_new(metrics, "general_delta", json_null());
-    json_object_set_new(metrics, "sentinel", json_null());
+    json_object_set_new(metrics, "intransigence", json_null()); /* a line has no jointly trained model */
+    const struct row *row = &h->rows[version % HISTORY_ROWS];
+    json_object_set_new(metrics, "general_delta", number(sentinel_loss(row, SENTINEL_OWN_TEXT)));
+    json_object_set_new(metrics, "sentinel", number(sentinel_loss(row, SENTINEL_KEPT_ASIDE)));
     json_object_set_new(object, "metrics", metrics);
     free((void *)(uintptr_t)m.loss);
     free((void *)(uintptr_t)m.fresh);

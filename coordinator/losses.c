@@ -1,9 +1,11 @@
 #include "coordinator/losses.h"
 
 #include <stdlib.h>
+#include <string.h>
 
 #include "base/buf.h"
 #include "base/check.h"
+#include "coordinator/core/settings.h"
 #include "coordinator/core/state.h"
 #include "coordinator/facts.h"
 
@@ -48,7 +50,16 @@ static bool common_loss(struct state_losses *a, struct state_losses *base, doubl
     return true;
 }
 
-static enum status base_version(struct db *db, struct domain_id domain, uint64_t *out, struct err *err)
+static uint32_t sentinel_of(const struct state_domain *d)
+{
+    for (uint32_t i = 0; i < d->n_overrides; i++)
+        if (!strcmp(d->overrides[i].name, "sentinel"))
+            return (uint32_t)strtoul(d->overrides[i].value, NULL, 10);
+    return SENTINEL_NONE;
+}
+
+static enum status domain_base(struct db *db, struct domain_id domain, uint64_t *out, uint32_t *sentinel,
+                               struct err *err)
 {
     struct buf b = {0};
     struct state_domain *d = xmalloc(sizeof *d);
@@ -56,8 +67,10 @@ static enum status base_version(struct db *db, struct domain_id domain, uint64_t
     enum status st = db_get(db, FAMILY_META, key.b, key.len, &b, err);
     if (!st && !state_domain_get(buf_bytes(&b), d))
         st = err_set(err, ST_CORRUPT, "domain %u does not decode; restore a backup", domain.v);
-    if (!st)
+    if (!st) {
         *out = d->base;
+        *sentinel = sentinel_of(d);
+    }
     free(d);
     buf_release(&b);
     return st;
@@ -70,7 +83,7 @@ enum status losses_learnt(struct db *db, uint64_t version, struct domain_id doma
     *out = (struct learnt){0};
     enum status st = read_losses(db, version, domain, &now, err);
     if (!st)
-        st = base_version(db, domain, &since, err);
+        st = domain_base(db, domain, &since, &out->sentinel, err);
     if (!st)
         st = read_losses(db, since, domain, &base, err);
     if (!st)

@@ -11,6 +11,7 @@
 
 /* Mean losses of a version and of the domain's base, both on the windows that both were scored on: like for like. */
 struct learnt {
+    uint32_t sentinel; /* enum sentinel: nobody trains on the domain */
     bool measured;
     double loss, base_loss; /* nats per token */
 };

@@ -69,6 +69,7 @@ static json_t *domain_json(const struct snapshot_domain *d)
     json_object_set_new(j, "refused", json_count(d->refused));
     json_object_set_new(j, "superseded", json_count(d->superseded));
     json_object_set_new(j, "reference", json_count(d->reference));
+    json_object_set_new(j, "sentinel", json_count(d->sentinel));
     json_object_set_new(j, "tokens_per_byte", json_number(d->tokens_per_byte));
     json_object_set_new(j, "history_weight", json_count(d->history_weight));
     return j;

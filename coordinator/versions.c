@@ -19,6 +19,7 @@ static enum status add_learnt(struct db *db, uint64_t version, struct domain_id 
     enum status st = losses_learnt(db, version, domain, &l, err);
     if (st)
         return st;
+    json_object_set_new(row, "sentinel", json_count(l.sentinel));
     json_object_set_new(row, "base_loss", l.measured ? json_number(l.base_loss) : json_null());
     json_object_set_new(row, "learnt", l.measured ? json_number(l.base_loss - l.loss) : json_null());
     return ST_OK;

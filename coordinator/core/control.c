@@ -69,6 +69,25 @@ static void audit(struct core *core, const struct event *event)
     core->counters_dirty = true;
 }
 
+/* A domain that shows what is lost of what nobody trains: text kept aside, or text that the base itself wrote, on which the
+ * loss gained is an unbiased estimate of KL(base || version). Compared with version 0 for ever. */
+static enum status may_change_sentinel(const struct core *core, const struct domain *d, struct err *err)
+{
+    if (!d->id.v)
+        return err_set(err, ST_USAGE, "%s is the anchor: it is replayed, so it cannot be a sentinel", d->d.name.s);
+    if (d->d.train_next || d->d.probe_next)
+        return err_set(err, ST_CONFLICT, "domain %s holds text: what is a sentinel is so from the first record on",
+                       d->d.name.s);
+    if (core->round.phase == ROUND_EVALUATING || core->round.phase == ROUND_AGGREGATING)
+        return err_set(err, ST_AGAIN, "a round is being judged: change sentinel after it");
+    if (!release_holds(core, 0))
+        return err_set(err, ST_CONFLICT,
+                       "the files of version 0 are gone (versions_kept = %u), and a sentinel is compared "
+                       "with them: sentinels are set up while a line is young",
+                       core->config.settings.versions_kept);
+    return ST_OK;
+}
+
 static enum status domain_set_up(struct core *core, const Alv__Control *c, struct buf *json, struct err *err)
 {
     struct domain *d = domain_find(core, c->domain);
@@ -86,9 +105,14 @@ static enum status domain_set_up(struct core *core, const Alv__Control *c, struc
     if (!d)
         return err_set(err, ST_NOT_FOUND, "no domain \"%.64s\"", c->domain);
     if (c->name[0]) {
-        enum status st = domain_override(d, c->name, c->value, err);
+        bool sentinel = !strcmp(c->name, "sentinel");
+        enum status st = sentinel ? may_change_sentinel(core, d, err) : ST_OK;
+        if (!st)
+            st = domain_override(d, c->name, c->value, err);
         if (st)
             return st;
+        if (sentinel)
+            d->d.reference = d->d.base = d->settings.sentinel ? 0 : core->counters.version;
     }
     buf_printf(json, "{\"domain\":\"%s\",\"id\":%u}", d->d.name.s, d->id.v);
     return ST_OK;

@@ -78,7 +78,7 @@ static void take_windows(const struct core *core, const struct domain *d, struct
     struct ordered *all = xcalloc(d->windows_n + 1, sizeof *all);
     uint32_t n = 0;
     for (size_t i = 0; i < d->windows_n; i++) {
-        if (d->windows[i].part != PART_GATE)
+        if (d->windows[i].part != (d->settings.sentinel ? PART_AUDIT : PART_GATE))
             continue;
         uint8_t b[10] = {(uint8_t)d->id.v, (uint8_t)(d->id.v >> 8)};
         memcpy(b + 2, &d->windows[i].offset, 8);
@@ -465,6 +465,7 @@ static void fill_gate(struct core *core, uint32_t i, struct gate_domain *g)
     *g = (struct gate_domain){.name = core->domains[i]->d.name,
                               .reference = core->domains[i]->d.reference,
                               .budget = core->domains[i]->settings.forget_budget,
+                              .sentinel = core->domains[i]->settings.sentinel,
                               .available = d->available,
                               .diff = d->diff};
     for (uint32_t j = 0; j < d->n; j++)

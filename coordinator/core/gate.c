@@ -88,7 +88,9 @@ static enum gate_outcome judge(struct gate_domain *d, bool last)
 {
     measure(d);
     d->measured = d->n >= GATE_WINDOWS_MIN;
-    d->better = d->measured && d->high < 0;
+    d->better = d->measured && d->high < 0 && !d->sentinel;
+    if (d->sentinel)
+        return GATE_PASS;
     if (d->n > 1 && !(d->low <= d->budget)) /* a NaN refuses */
         return GATE_REFUSE;
     if (d->high < d->budget)
@@ -101,10 +103,13 @@ static enum gate_outcome judge(struct gate_domain *d, bool last)
 enum gate_outcome gate_judge(struct gate_domain *domains, uint32_t n, double error_rate, unsigned look, bool last)
 {
     enum gate_outcome outcome = GATE_PASS;
+    uint32_t judged = 0;
+    for (uint32_t i = 0; i < n; i++)
+        judged += !domains[i].sentinel;
     for (uint32_t i = 0; i < n; i++) {
         if (domains[i].decided)
             continue;
-        domains[i].alpha = error_rate / n * SPENT[look < GATE_LOOKS ? look : GATE_LOOKS - 1];
+        domains[i].alpha = error_rate / (judged ? judged : 1) * SPENT[look < GATE_LOOKS ? look : GATE_LOOKS - 1];
         domains[i].outcome = judge(&domains[i], last);
         if (domains[i].outcome > outcome)
             outcome = domains[i].outcome;
@@ -116,6 +121,8 @@ static const char *remark(const struct gate_domain *d)
 {
     if (!d->n)
         return "no probe: not measured, does not block";
+    if (d->sentinel)
+        return "sentinel: measured against version 0, not judged";
     if (d->outcome == GATE_REFUSE && d->low <= d->budget)
         return "undecided with all windows: refused";
     if (d->outcome == GATE_REFUSE)
@@ -147,14 +154,17 @@ void gate_explain(const struct gate_domain *domains, uint32_t n, double error_ra
 void gate_sentence(const struct gate_domain *domains, uint32_t n, enum gate_outcome outcome, char *out, size_t size)
 {
     const struct gate_domain *worst = NULL;
-    uint32_t blind = 0;
+    uint32_t blind = 0, judged = 0;
     for (uint32_t i = 0; i < n; i++) {
+        if (domains[i].sentinel)
+            continue;
+        judged++;
         blind += !domains[i].measured;
         if (domains[i].n && (!worst || domains[i].high - domains[i].budget > worst->high - worst->budget))
             worst = &domains[i];
     }
     struct buf text = {0};
-    buf_printf(&text, "%s: %u domains, %u not measured", gate_outcome_name(outcome), n, blind);
+    buf_printf(&text, "%s: %u domains, %u not measured", gate_outcome_name(outcome), judged, blind);
     if (worst)
         buf_printf(&text, "; nearest to its budget %s, %+.4f (at most %+.4f) nats per token", worst->name.s,
                    worst->mean, worst->high);

@@ -8,7 +8,8 @@
  *   pass     the upper bound is under the budget
  *   else     look at more windows; undecided when there are no more, or at the last look: refuse
  * A domain with fewer than GATE_WINDOWS_MIN windows cannot be measured: that is said, and only a lower bound over the
- * budget refuses. One without windows is said and does not block.
+ * budget refuses. One without windows is said and does not block. A sentinel is measured at the first look and told,
+ * no more: whoever steers by it has nothing left to see by.
  */
 #ifndef COORDINATOR_CORE_GATE_H
 #define COORDINATOR_CORE_GATE_H
@@ -29,6 +30,7 @@ struct gate_domain {
     struct name name;
     uint64_t reference;    /* version */
     double budget;         /* nats per token */
+    bool sentinel;         /* measured, never judged: neither it nor the share of the error rate blocks anything */
     uint32_t n, available; /* windows scored, windows there are */
     bool decided;          /* passed at an earlier look: that stands, nothing here is touched */
     const double *diff;    /* n: candidate - reference, mean nats per token of a window; borrowed */

@@ -287,6 +287,8 @@ static enum probe_part part_of(const struct push *p, uint64_t h)
 {
     const struct settings *s = &p->d->settings;
     uint64_t sum = s->probe_gate + s->probe_tuning + s->probe_audit;
+    if (s->sentinel) /* nobody steers by it */
+        return p->d->part_n[PART_AUDIT] < s->probe_audit ? PART_AUDIT : PART_RESERVE;
     if (!sum)
         return PART_RESERVE;
     uint64_t r = h % sum;
@@ -316,7 +318,7 @@ static void append_record(struct push *p, const struct record_view *view, const 
     struct bytes name, group, rest = view->text;
     record_names(view, &facts->digest, hex, &name, &group);
     uint64_t held_out = keyed(p->core, "held out", p->d->id, group), near = keyed(p->core, "group", p->d->id, group);
-    bool probe = held_out % 1000 < p->d->settings.heldout_permille;
+    bool probe = p->d->settings.sentinel || held_out % 1000 < p->d->settings.heldout_permille;
     struct state_segment s = {.kind = (uint8_t)view->kind, .pieces = pieces_of(p, view), .content = facts->content};
     memcpy(s.group, &near, 8);
     uint64_t first = probe ? p->d->d.probe_next : p->d->d.train_next + p->n;

@@ -395,6 +395,8 @@ enum status release_promote(struct core *core, const char *alias, uint64_t numbe
 void release_watch(struct core *core, const struct event *event, struct member *m);
 void release_serve(struct core *core); /* answers watchers */
 const struct version *version_find(const struct core *core, uint64_t number);
+bool release_holds(const struct core *core,
+                   uint64_t number); /* its files are there and stay while something refers to it */
 void version_hold(struct core *core, uint64_t number, const struct state_version *v, bool manifest);
 void release_expire(struct core *core);
 /* Gives ranges that were settled back as pending text, without what was superseded or retracted since. ST_LIMIT: too many

@@ -38,6 +38,12 @@ static bool needed(const struct core *core, uint64_t number)
     return false;
 }
 
+bool release_holds(const struct core *core, uint64_t number)
+{
+    return version_find(core, number) &&
+           (needed(core, number) || core->counters.version - number < core->config.settings.versions_kept);
+}
+
 static void remove_version(struct core *core, size_t at)
 {
     core->versions_bytes -= core->versions[at].manifest_len;
@@ -510,7 +516,7 @@ enum status release_rollback(struct core *core, const struct event *event, struc
                 held->files = (struct version_files){.peft = r->peft, .peft_bytes = r->peft_bytes};
             }
             core->domains[i]->d.reference = r->version;
-        } else {
+        } else if (!core->domains[i]->settings.sentinel) {
             core->domains[i]->d.reference = m.number; /* the same content as the version gone back to */
         }
         core->domains[i]->dirty = true;

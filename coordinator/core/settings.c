@@ -67,6 +67,9 @@ static const struct row rows[] = {
     ROW(BOOL, backlog_sample, 0, 0, 1, "over budget: 0 refuses for now, 1 trains a uniform part and skips the rest"),
     ROW(U32, delta_coding, 1, 1, 3, "coding of deltas on the wire: 1 f32, 2 bf16, 3 int8"),
     ROW(F64, double_score, 0.05, 0, 1, "share of evaluation tasks scored again by a second worker"),
+    ROW(U32, sentinel, 0, 0, 2,
+        "a domain only scored, against version 0, never trained or judged by: 1 text kept aside, 2 the base's own "
+        "text"),
     ROW(U32, versions_kept, 64, 1, 1000000, "newest versions whose adapter files stay"),
     ROW(U32, base_tokens_per_kb, 300, 1, 4096, "tokens per 1,024 bytes until workers have reported"),
 };
@@ -192,6 +195,8 @@ enum status settings_read(const char *path, struct settings *s, struct err *err)
         *value++ = 0;
         st = settings_set(&next, trim(name), trim(value), err);
     }
+    if (!st && next.sentinel)
+        st = err_set(err, ST_CONFIG, "sentinel is a setting of a single domain: alluvium domains set NAME sentinel=1");
     if (st)
         err_prefix(err, st, "%s:%u", path, line);
     else if ((st = settings_check(&next, err)))
@@ -210,9 +215,9 @@ const struct setting_info *settings_info(unsigned i)
 
 bool settings_for_domain(const char *name)
 {
-    static const char *const names[] = {"segment_bytes", "forget_budget",  "probe_gate",
-                                        "probe_tuning",  "probe_audit",    "heldout_permille",
-                                        "backlog_bytes", "backlog_age_ms", "backlog_sample"};
+    static const char *const names[] = {"segment_bytes",  "forget_budget",    "probe_gate",    "probe_tuning",
+                                        "probe_audit",    "heldout_permille", "backlog_bytes", "backlog_age_ms",
+                                        "backlog_sample", "sentinel"};
     for (unsigned i = 0; i < sizeof names / sizeof names[0]; i++)
         if (!strcmp(names[i], name))
             return true;

@@ -12,6 +12,8 @@
 
 #include "base/status.h"
 
+enum sentinel { SENTINEL_NONE, SENTINEL_KEPT_ASIDE, SENTINEL_OWN_TEXT }; /* nobody trains on it; the base wrote it */
+
 struct settings {
     uint32_t segment_bytes; /* a text record is cut at line ends into pieces of about this size */
     uint32_t seq_tokens;    /* longest packed sample */
@@ -41,6 +43,7 @@ struct settings {
     bool backlog_sample;         /* false: block */
     uint32_t delta_coding;       /* enum delta_coding */
     double double_score;         /* share of windows scored by a second worker */
+    uint32_t sentinel;           /* of a domain: enum sentinel, see control.c */
     uint32_t versions_kept;      /* adapter blobs of the newest N stay */
     uint32_t base_tokens_per_kb; /* tokens per 1,024 bytes assumed until workers report */
 };

@@ -29,6 +29,7 @@ static void fill_domain(const struct core *core, const struct domain *d, uint64_
     out->refused = d->d.refused;
     out->superseded = d->d.superseded;
     out->reference = d->d.reference;
+    out->sentinel = d->settings.sentinel;
     out->tokens_per_byte = (double)domain_tokens(core, d, 1u << 20) / (1u << 20);
 }
 

@@ -35,6 +35,7 @@ struct snapshot {
         uint32_t probe[PROBE_PARTS], probe_set;
         uint64_t records, duplicates, refused, superseded;
         uint64_t reference;
+        uint32_t sentinel; /* enum sentinel */
         double tokens_per_byte;
         uint32_t history_weight; /* in the history pool of the newest round */
     } domains[LIMIT_DOMAINS];

@@ -56,6 +56,27 @@ static void test_outcomes(void)
     EXPECT_EQ(gate_judge(&d, 1, 0.01, 0, false), GATE_REFUSE);
 }
 
+static void test_a_sentinel_is_told_and_takes_no_share(void)
+{
+    struct gate_domain d[2] = {domain_of(64, 256, 0.01, 0.001), domain_of(64, 256, 3, 0.001)};
+    double own[64];
+    char sentence[200];
+    for (int i = 0; i < 64; i++)
+        own[i] = 0.01 + (i % 2 ? 0.001 : -0.001);
+    d[0].diff = own;
+    d[1].sentinel = true;
+    EXPECT_EQ(gate_judge(d, 2, 0.01, 0, false), GATE_PASS);
+    EXPECT_NEAR(d[0].alpha, 0.01 * 0.25, 1e-15); /* as if it were alone */
+    EXPECT(d[1].outcome == GATE_PASS && d[1].measured && !d[1].better);
+    EXPECT_NEAR(d[1].mean, 3, 1e-9);
+    gate_sentence(d, 2, GATE_PASS, sentence, sizeof sentence);
+    EXPECT(strstr(sentence, "1 domains") != NULL && strstr(sentence, "+0.01") != NULL);
+    for (int i = 0; i < 64; i++)
+        diff[i] = -1;
+    EXPECT_EQ(gate_judge(d, 2, 0.01, 0, false), GATE_PASS);
+    EXPECT(!d[1].better); /* it never moves its reference */
+}
+
 static void test_worst_domain_decides_and_rate_is_divided(void)
 {
     struct gate_domain d[2] = {domain_of(64, 256, -0.1, 0.05), domain_of(64, 256, -0.1, 0.05)};
@@ -106,6 +127,7 @@ int main(void)
     hash_start();
     RUN(test_quantile_known_values);
     RUN(test_outcomes);
+    RUN(test_a_sentinel_is_told_and_takes_no_share);
     RUN(test_worst_domain_decides_and_rate_is_divided);
     RUN(test_error_rate_is_kept);
     return harness_end();

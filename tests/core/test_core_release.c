@@ -182,6 +182,8 @@ static void test_rollback(void)
     publish(&w, "c");
     uint64_t all = look(&w)->domains[1].segments;
     REQUIRE(look(&w)->version == 3);
+    world_control(&w, ALV__CONTROL_VERB__CONTROL_DOMAIN_SET, "self", "", "", 0); /* younger than what is gone back to */
+    world_control(&w, ALV__CONTROL_VERB__CONTROL_DOMAIN_SET, "self", "sentinel", "1", 0);
     leave(&w);
     EXPECT_EQ(error_of(control_version(&w, ALV__CONTROL_VERB__CONTROL_ROLLBACK, 3, "", NULL, false, true)),
               ST_CONFLICT);
@@ -199,6 +201,7 @@ static void test_rollback(void)
     for (int again = 0; again < 2; again++) {
         struct snapshot *s = look(&w);
         EXPECT_EQ(s->version, 4);
+        EXPECT(s->domains[2].sentinel && s->domains[2].reference == 0);
         EXPECT_EQ(s->domains[1].count[SEG_PENDING], all - first); /* at new offsets */
         EXPECT_EQ(s->domains[1].relabelled, all - first);         /* the old ones */
         EXPECT_EQ(s->domains[1].segments, all + (all - first));

@@ -154,6 +154,65 @@ static void test_a_bad_delta_is_held_and_the_rest_goes_on(void)
     world_close(&w);
 }
 
+static const struct manifest_domain *row_of(const struct world *w, uint64_t version, uint32_t domain,
+                                            struct state_version *v, struct manifest *m)
+{
+    struct bytes value;
+    if (!EXPECT(world_has(w, FAMILY_VERSIONS, key_u64('m', version), &value) && state_version_get(value, v) &&
+                manifest_decode(v->manifest.data, v->manifest.len, m, NULL) == ST_OK && m->n_domains > domain))
+        exit(harness_end());
+    return &m->domains[domain];
+}
+
+static enum status set_sentinel(struct world *w, const char *domain)
+{
+    const struct said *said = world_control(w, ALV__CONTROL_VERB__CONTROL_DOMAIN_SET, domain, "sentinel", "1", 0);
+    return said->verb == VERB_ERROR ? (enum status)((const Alv__Error *)said->message)->status : ST_OK;
+}
+
+/* It is never trained, is worse with every version, blocks none of them, and stays compared with version 0. */
+static void test_a_sentinel_is_measured_and_not_judged(void)
+{
+    struct world w;
+    struct state_version *v = calloc(1, sizeof *v);
+    struct manifest m;
+    uint64_t position;
+    world_open(&w);
+    hello_all(&w);
+    w.worse = 2;
+    world_control(&w, ALV__CONTROL_VERB__CONTROL_DOMAIN_SET, "self", "", "", 0);
+    EXPECT_EQ(set_sentinel(&w, "general"), ST_USAGE);
+    EXPECT_EQ(set_sentinel(&w, "self"), ST_OK);
+    struct peer p = world_peer(PLANE_INGEST, 11);
+    world_hello(&w, p, 2, 1);
+    uint64_t producer = world_push_open(&w, p, "s", "self", &position);
+    world_push_many(&w, p, producer, position, "s", 100, 500);
+    fill(&w, "a", 10);
+    EXPECT_EQ(set_sentinel(&w, "code"), ST_CONFLICT); /* it holds text */
+    EXPECT(world_control(&w, ALV__CONTROL_VERB__CONTROL_DOMAIN_SET, "self", "sentinel", "0", 0)->verb == VERB_ERROR);
+    struct snapshot *s = look(&w);
+    EXPECT(s->domains[2].sentinel && s->domains[2].segments == 0 && s->domains[2].probe_segments == 100);
+    EXPECT(s->domains[2].probe[PART_GATE] == 0 && s->domains[2].probe[PART_AUDIT] == 100);
+    for (uint64_t version = 1; version <= 2; version++) {
+        hello_all(&w);
+        world_work(&w, workers, WORKERS);
+        REQUIRE(look(&w)->version == version);
+        const struct manifest_domain *row = row_of(&w, version, 2, v, &m);
+        EXPECT(row->reference == 0 && row->windows == w.config.settings.looks[0]);
+        double change = w.candidate_loss + 1 - 2;
+        EXPECT(row->forgetting > change && row->forgetting < change + 0.016); /* see world_score() */
+        EXPECT(m.domains[1].reference == version - 1 && m.domains[1].forgetting < 0);
+        EXPECT_EQ(look(&w)->domains[2].reference, 0);
+        manifest_release(&m);
+        fill(&w, "b", 10);
+    }
+    world_restart(&w);
+    EXPECT(look(&w)->domains[2].sentinel && look(&w)->domains[2].reference == 0);
+    EXPECT(world_counts_once(&w));
+    free(v);
+    world_close(&w);
+}
+
 static void test_quorum_and_grace(void)
 {
     struct world w;
@@ -311,6 +370,7 @@ int main(void)
     snap = calloc(1, sizeof *snap);
     RUN(test_a_round_is_published);
     RUN(test_a_forgetting_candidate_is_refused);
+    RUN(test_a_sentinel_is_measured_and_not_judged);
     RUN(test_a_bad_delta_is_held_and_the_rest_goes_on);
     RUN(test_quorum_and_grace);
     RUN(test_aggregation_is_retried);

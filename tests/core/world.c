@@ -362,6 +362,7 @@ const struct said *world_score(struct world *w, struct peer worker, const Alv__E
         double noise = (double)(h >> 40) * 0x1p-24 - 0.5; /* of the window: the same for both */
         tokens[i] = 100;
         nll[i] = 100 * (w->candidate_loss + noise + 0.001 * (double)(h >> 60));
+        nll[i] += w->worse && task->windows[i]->domain == w->worse ? 100 : 0;
         nll[n + i] = 100 * (2 + noise);
     }
     r.id = task->id;

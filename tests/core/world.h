@@ -28,6 +28,7 @@ struct world {
     struct effect aggregate; /* the newest request; kind 0 (a send) when none is open */
     bool aggregate_wanted;
     double candidate_loss; /* nats per token of every candidate; references have 2 */
+    uint32_t worse;        /* id of a domain on which candidates have a nat more; 0: none */
     bool auto_aggregate;
     uint64_t n_batches, crash_at; /* the crash_at-th batch is never committed, nor any after it; 0: no crash */
     bool crashed;

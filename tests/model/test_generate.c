@@ -263,6 +263,105 @@ static void test_the_file_and_its_expansion_agree(void)
     base_close(base);
 }
 
+static void test_a_batch_is_its_texts_one_by_one(void)
+{
+    enum { TEXTS = 5 };
+    struct generate_options options;
+    struct generate_text texts[TEXTS];
+    uint32_t room[TEXTS][NEW], stop = 3;
+    struct err err;
+    bool any_stopped = false;
+    generate_defaults(&options);
+    options.tokens_max = NEW;
+    options.temperature = 3;
+    options.top_k = 0;
+    options.stop = &stop, options.n_stop = 1;
+    options.ops = OPS_REF; /* sums that do not depend on how many rows a product has */
+    for (uint32_t seed = 1; seed < 40; seed += TEXTS) {
+        options.seed = seed;
+        for (uint32_t i = 0; i < TEXTS; i++)
+            texts[i] = (struct generate_text){.prompt = prompt, .n_prompt = 1 + 3 * i, .tokens = room[i]};
+        EXPECT_ST(generate_batch(&frozen, texts, TEXTS, &options, &err), ST_OK, &err);
+        for (uint32_t i = 0; i < TEXTS; i++) {
+            struct generate_options alone = options;
+            struct text want = {0};
+            alone.seed = seed + i;
+            EXPECT_ST(generate(&frozen, NULL, NULL, prompt, 1 + 3 * i, &alone, take, &want, &err), ST_OK, &err);
+            EXPECT(texts[i].n_tokens == want.n && !memcmp(room[i], want.tokens, want.n * sizeof want.tokens[0]));
+            EXPECT_EQ(texts[i].stopped, want.n < NEW);
+            any_stopped |= texts[i].stopped;
+        }
+    }
+    EXPECT(any_stopped);
+    EXPECT_ST(generate_batch(&frozen, texts, GENERATE_BATCH_MAX + 1, &options, &err), ST_USAGE, &err);
+    texts[2].n_prompt = 0;
+    EXPECT_ST(generate_batch(&frozen, texts, TEXTS, &options, &err), ST_USAGE, &err);
+}
+
+static double log_sum_exp(const float *logits)
+{
+    double max = -INFINITY, sum = 0;
+    for (int v = 0; v < VOCAB; v++)
+        max = fmax(max, (double)logits[v]);
+    for (int v = 0; v < VOCAB; v++)
+        sum += exp((double)logits[v] - max);
+    return max + log(sum);
+}
+
+/* What a sentinel rests on: on text drawn from the base, the loss that an adapter gains is KL(base || adapter) on average. */
+static void test_loss_gained_on_own_text_is_the_divergence(void)
+{
+    enum { TEXTS = 64, TOKENS = 24, BATCHES = 6, N = TEXTS * (TOKENS - 1) * BATCHES };
+    static uint32_t room[TEXTS][TOKENS], first[TEXTS];
+    static float of_base[TOKENS][VOCAB], of_adapter[TOKENS][VOCAB];
+    struct generate_text texts[TEXTS];
+    struct generate_options options;
+    struct err err;
+    struct rng rng;
+    struct transformer_config config = {ops_of(OPS_BLAS), shape, TOKENS, TOKENS, 1, false, CHECKPOINT_NONE};
+    struct transformer *t;
+    double gained = 0, square = 0, divergence = 0;
+    uint32_t rows[TOKENS];
+    REQUIRE(EXPECT_ST(transformer_new(weights, &config, &t, &err), ST_OK, &err));
+    generate_defaults(&options);
+    options.tokens_max = TOKENS - 1;
+    options.temperature = 1;
+    options.top_k = 0;
+    rng_seed(&rng, 4);
+    for (uint32_t i = 0; i < TOKENS; i++)
+        rows[i] = i;
+    for (uint32_t b = 0; b < BATCHES; b++) {
+        options.seed = 1000 + 100 * b;
+        for (uint32_t i = 0; i < TEXTS; i++) {
+            first[i] = (uint32_t)rng_below(&rng, VOCAB);
+            texts[i] = (struct generate_text){.prompt = &first[i], .n_prompt = 1, .tokens = room[i] + 1};
+        }
+        EXPECT_ST(generate_batch(&frozen, texts, TEXTS, &options, &err), ST_OK, &err);
+        for (uint32_t i = 0; i < TEXTS; i++) {
+            struct packed packed;
+            room[i][0] = first[i];
+            struct sample sample = {room[i], NULL, TOKENS};
+            pack_samples(&sample, 1, TOKENS, &packed);
+            transformer_logits(t, NULL, &packed, rows, TOKENS - 1, &of_base[0][0]);
+            transformer_logits(t, block, &packed, rows, TOKENS - 1, &of_adapter[0][0]);
+            packed_release(&packed);
+            for (uint32_t j = 0; j + 1 < TOKENS; j++) {
+                double zb = log_sum_exp(of_base[j]), za = log_sum_exp(of_adapter[j]);
+                double ratio = ((double)of_base[j][room[i][j + 1]] - zb) - ((double)of_adapter[j][room[i][j + 1]] - za);
+                gained += ratio;
+                square += ratio * ratio;
+                for (int v = 0; v < VOCAB; v++)
+                    divergence += exp((double)of_base[j][v] - zb) *
+                                  (((double)of_base[j][v] - zb) - ((double)of_adapter[j][v] - za));
+            }
+        }
+    }
+    double error = sqrt(square / N - gained / N * (gained / N)) / sqrt(N);
+    EXPECT(divergence / N > 20 * error); /* it can tell it from nothing */
+    EXPECT_NEAR(gained / N, divergence / N, 4 * error);
+    transformer_free(t);
+}
+
 int main(void)
 {
     hash_start();
@@ -270,6 +369,8 @@ int main(void)
     freeze();
     RUN(test_greedy_is_the_likeliest);
     RUN(test_draws);
+    RUN(test_a_batch_is_its_texts_one_by_one);
+    RUN(test_loss_gained_on_own_text_is_the_divergence);
     RUN(test_quantised_products);
     RUN(test_the_file_and_its_expansion_agree);
     RUN(test_refusals);

@@ -84,6 +84,13 @@ static void choose(struct world *w, struct action *a)
         a->domain = domain_names[w->operator_step];
         return;
     }
+    if (w->operator_step == TRAIN_DOMAINS && w->options.seed % 8 == 3) { /* nobody trains the last one's text then */
+        a->verb = ALV__CONTROL_VERB__CONTROL_DOMAIN_SET;
+        a->domain = domain_names[TRAIN_DOMAINS - 1];
+        a->name = "sentinel";
+        set_value(a, "1");
+        return;
+    }
     if (!w->faults)
         return;
     switch (between(w, 0, 10)) {
@@ -200,6 +207,9 @@ static void answered(struct world *w, const struct action *a, enum status st, co
         break;
     case ALV__CONTROL_VERB__CONTROL_RETRACT: /* not pushed yet, or never: refused, or its text was another's */
         may_fail = st == ST_NOT_FOUND;
+        break;
+    case ALV__CONTROL_VERB__CONTROL_DOMAIN_SET: /* its first text was there before */
+        may_fail = st == ST_CONFLICT && !strcmp(a->name, "sentinel");
         break;
     default:
         break;
