@@ -15,7 +15,7 @@
 #include "base/clock.h"
 #include "base/hash.h"
 
-enum { MOST = 32 };
+enum { MOST = COMBINE_DELTAS_MAX };
 
 struct bench {
     uint32_t rank, most;
@@ -122,7 +122,7 @@ static void measure(struct bench *b, uint32_t n)
     cpu = cpu_s() - cpu;
     double peak = peak_mb();
     printf(
-        "N %2u   %.2f deltas/s   %.3f CPU s a delta   reading alone %.1f x faster   peak %.0f MB   factor error %.3g\n",
+        "N %3u   %.2f deltas/s   %.3f CPU s a delta   reading alone %.1f x faster   peak %.0f MB   factor error %.3g\n",
         n, n / t, cpu / n, t / read_s, peak, result.factor_error);
     buf_printf(&b->out,
                "%s{\"n\": %u, \"deltas_per_s\": %.3f, \"cpu_s_per_delta\": %.4f, \"read_only_ratio\": %.2f, "
@@ -154,7 +154,7 @@ static bool parse(struct bench *b, int argc, char **argv)
 
 int main(int argc, char **argv)
 {
-    struct bench b = {.rank = 16, .most = MOST, .coding = DELTA_F32, .dir = "/tmp"};
+    static struct bench b = {.rank = 16, .most = 32, .coding = DELTA_F32, .dir = "/tmp"};
     struct err err;
     if (!parse(&b, argc, argv)) {
         fprintf(stderr,

@@ -33,23 +33,31 @@ void live_main(int argc, char **argv)
     exit(st ? 10 - (int)st : 0);
 }
 
+static const struct arch tiny = {.kind = ARCH_LLAMA,
+                                 .n_layers = 2,
+                                 .d_model = 32,
+                                 .d_ff = 64,
+                                 .n_heads = 4,
+                                 .n_kv_heads = 2,
+                                 .head_dim = 8,
+                                 .vocab_size = 256,
+                                 .context_max = 512,
+                                 .rope_theta = 1e4f,
+                                 .rms_eps = 1e-5f,
+                                 .tied_head = true};
+static const struct arch *used = &tiny;
+
+void live_arch(const struct arch *arch)
+{
+    used = arch;
+}
+
 void live_card(struct card *card, struct adapter_shape *shape, struct settings *settings)
 {
     *card = (struct card){.base_name = "made-up"};
     hash_blake2b("base", 4, &card->base);
     hash_blake2b("tokenizer", 9, &card->tokenizer);
-    card->arch = (struct arch){.kind = ARCH_LLAMA,
-                               .n_layers = 2,
-                               .d_model = 32,
-                               .d_ff = 64,
-                               .n_heads = 4,
-                               .n_kv_heads = 2,
-                               .head_dim = 8,
-                               .vocab_size = 256,
-                               .context_max = 512,
-                               .rope_theta = 1e4f,
-                               .rms_eps = 1e-5f,
-                               .tied_head = true};
+    card->arch = *used;
     settings_default(settings);
     enum status st = adapter_shape_of(&card->arch, settings->rank, settings->alpha, LORA_ALL, shape, NULL);
     CHECK_EQ(st, ST_OK);

@@ -17,6 +17,7 @@
 void live_main(int argc, char **argv); /* returns unless this process is to be a coordinator */
 
 void live_card(struct card *card, struct adapter_shape *shape, struct settings *settings); /* a tiny, made-up base */
+void live_arch(const struct arch *arch); /* of the made-up base from now on; kept by reference */
 enum status live_init(const char *dir, uint16_t port, const struct settings *settings, const char *const *anchors,
                       uint32_t n_anchors, struct coordinator_init_report *report, struct err *err);
 uint16_t live_port(void); /* a base port of this process's own */
