@@ -111,10 +111,12 @@ static void walk(struct walk *w)
     uint32_t D = lab_configuration(w->lab)->n_domains;
     /* One rate, one seed: the shape of the answer. */
     row(w, (struct cell){0}, 0, PART_AUDIT);
-    for (int i = 0; i < 3; i++)
-        train(w, cell_of(w, first[i], rates[0], 1), 1, D), row(w, cell_of(w, first[i], rates[0], 1), D, PART_AUDIT);
-    for (int i = 0; i < 3; i++)
-        peaks(w, cell_of(w, first[i], rates[0], 1), 0);
+    for (int i = 0; i < 3; i++) {
+        struct cell arm = cell_of(w, first[i], rates[0], 1);
+        train(w, arm, 1, D);
+        row(w, arm, D, PART_AUDIT);
+        peaks(w, arm, 0);
+    }
     sentinels(w, (struct cell){0}, 0);
     for (int i = 0; i < 3; i++)
         sentinels(w, cell_of(w, first[i], rates[0], 1), D);
