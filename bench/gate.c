@@ -2,9 +2,9 @@
  *
  *     bench_gate [--results FILE] [--rounds N] [--lineages N] [--json FILE]
  *
- * FILE is of bench_continual. Two scores of one run on the same windows of a domain (right after its stage, and at the end
- * of the pass; the base, and the end) give paired differences as real ones are: heavy tails, windows of one document
- * alike. Recentred to a true harm of h nats, they are the population that rounds are drawn from: documents with replacement,
+ * FILE is of bench_continual. Two scores of one run on the same windows of a domain (right after its stage, and later) give
+ * paired differences as real ones are: heavy tails, windows of one document alike. They lie several rounds apart, so they
+ * are wider than one round's; what the gate can decide depends on that width, so it is printed. Recentred to a true harm of h nats, they are the population that rounds are drawn from: documents with replacement,
  * until the gate has its 256 windows; the product's own gate_judge() looks at 64, 128, 256 of them. "Refused" is then
  * known against the truth. The line has five domains; one is harmed, or all are.
  *
@@ -109,7 +109,6 @@ static void find_pairs(struct bench *b, const json_t *cells)
             if (cell(cells, other))
                 add_pair(b, other, first, cell(cells, other), cell(cells, base_key));
         }
-        add_pair(b, key, cell(cells, base_key), first, cell(cells, base_key));
     }
 }
 

@@ -16,7 +16,7 @@ static struct frozen frozen;
 static struct selftext_options options_of(bool chat)
 {
     return (struct selftext_options){.texts = 4,
-                                     .tokens_max = 10,
+                                     .tokens_max = 6,
                                      .tokens_min = 2,
                                      .chat = chat,
                                      .template = CHAT_SMOLLM2,
