@@ -82,7 +82,9 @@ static bool push(struct stage *s, const char *domain)
         return false;
     for (int i = 0; i < RECORDS; i++) {
         snprintf(ids[i], sizeof ids[i], "r%d", i);
-        snprintf(texts[i], sizeof texts[i], "The %dth thing of %s.\n", i, domain);
+        snprintf(texts[i], sizeof texts[i],
+                 strcmp(domain, "notes") ? "The base says %d by itself.\n" : "The %dth thing that was noted down.\n",
+                 i);
         alv__record__init(&store[i]);
         store[i].kind = ALV__RECORD_KIND__RECORD_TEXT;
         store[i].id = ids[i];
