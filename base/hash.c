@@ -45,6 +45,13 @@ uint64_t hash_sip(const struct sip_key *key, const void *data, size_t len)
     return read_u64(&r);
 }
 
+void hash_sip128(const struct sip_key *key, const void *data, size_t len, uint8_t out[16])
+{
+    _Static_assert(crypto_shorthash_siphashx24_BYTES == 16 && crypto_shorthash_siphashx24_KEYBYTES == SIP_KEY_LEN,
+                   "SipHash-2-4-128");
+    crypto_shorthash_siphashx24(out, data, len, key->b);
+}
+
 void hash_sha256(const void *data, size_t len, uint8_t out[32])
 {
     crypto_hash_sha256(out, data, len);

@@ -31,6 +31,8 @@ void hasher_end(struct hasher *h, struct digest *out);
 
 /* SipHash-2-4 (Aumasson, Bernstein 2012) as a little-endian u64. */
 uint64_t hash_sip(const struct sip_key *key, const void *data, size_t len);
+/* Its form with 128 bits: for tables of hashes that nobody outside can make collide. */
+void hash_sip128(const struct sip_key *key, const void *data, size_t len, uint8_t out[16]);
 
 /* BLAKE2b-256 or SHA-256 of a whole file, read in pieces. */
 enum status hash_file(const char *path, struct digest *blake2b, uint8_t sha256[32], uint64_t *bytes, struct err *err);

@@ -64,7 +64,7 @@ struct peer {
     struct name key;
 };
 
-struct hash16 { /* BLAKE2b-128 keyed with the line's seed: content or id of a record */
+struct hash16 { /* SipHash-2-4-128 under the line's seed: content or id of a record */
     uint8_t b[16];
 };
 

@@ -14,15 +14,27 @@ enum {
     CHAT_BYTES_PER_TOKEN = 8, /* a chat with more bytes than this times the sequence cannot fit it */
 };
 
+/* SipHash-2-4-128 under the line's seed of `purpose` with its NUL, the domain, and a text. */
+static void keyed16(const struct sip_key *seed, const char *purpose, struct domain_id domain, struct bytes text,
+                    struct hash16 *out)
+{
+    uint8_t bytes[16 + LIMIT_RECORD_ID_BYTES];
+    struct digest digest;
+    size_t n = strlen(purpose) + 1;
+    if (text.len > LIMIT_RECORD_ID_BYTES) { /* an id that will be refused */
+        hash_blake2b(text.data, text.len, &digest);
+        text = (struct bytes){digest.b, sizeof digest.b};
+    }
+    memcpy(bytes, purpose, n);
+    bytes[n++] = (uint8_t)domain.v;
+    bytes[n++] = (uint8_t)(domain.v >> 8);
+    memcpy(bytes + n, text.data, text.len);
+    hash_sip128(seed, bytes, n + text.len, out->b);
+}
+
 void id_hash(const struct sip_key *seed, struct domain_id domain, struct bytes name, struct hash16 *out)
 {
-    uint8_t d[2] = {(uint8_t)domain.v, (uint8_t)(domain.v >> 8)};
-    crypto_generichash_state h;
-    crypto_generichash_init(&h, seed->b, sizeof seed->b, sizeof out->b);
-    crypto_generichash_update(&h, (const uint8_t *)"id", 3);
-    crypto_generichash_update(&h, d, sizeof d);
-    crypto_generichash_update(&h, name.data, name.len);
-    crypto_generichash_final(&h, out->b, sizeof out->b);
+    keyed16(seed, "id", domain, name, out);
 }
 
 void record_facts(const struct sip_key *seed, struct domain_id domain, const Alv__Record *record,
@@ -30,14 +42,10 @@ void record_facts(const struct sip_key *seed, struct domain_id domain, const Alv
 {
     struct record_view view = record_of(record);
     char hex[DIGEST_HEX_SIZE];
-    struct bytes name, group;
+    struct bytes name, group, digest = {facts->digest.b, sizeof facts->digest.b};
     record_digest(&view, &facts->digest);
     record_names(&view, &facts->digest, hex, &name, &group);
-    crypto_generichash_state h;
-    crypto_generichash_init(&h, seed->b, sizeof seed->b, sizeof facts->content.b);
-    crypto_generichash_update(&h, (const uint8_t *)"content", 8);
-    crypto_generichash_update(&h, facts->digest.b, sizeof facts->digest.b);
-    crypto_generichash_final(&h, facts->content.b, sizeof facts->content.b);
+    keyed16(seed, "content", (struct domain_id){0}, digest, &facts->content); /* of the whole line */
     id_hash(seed, domain, name, &facts->id);
 }
 
@@ -50,15 +58,17 @@ void record_hashes(const struct sip_key *seed, struct domain_id domain, const Al
     *id = facts.id;
 }
 
+/* SipHash-2-4 of u32 length and purpose, u16 domain, and a text no longer than an id. */
 static uint64_t keyed(const struct core *core, const char *purpose, struct domain_id domain, struct bytes text)
 {
-    struct buf b = {0};
-    buf_put_str(&b, purpose);
-    buf_put_u16(&b, domain.v);
-    buf_put(&b, text.data, text.len);
-    uint64_t h = hash_sip(&core->config.seed, b.data, b.len);
-    buf_release(&b);
-    return h;
+    uint8_t bytes[32 + LIMIT_RECORD_ID_BYTES] = {(uint8_t)strlen(purpose)};
+    size_t n = 4 + strlen(purpose);
+    CHECK(n + 2 + text.len <= sizeof bytes);
+    memcpy(bytes + 4, purpose, n - 4);
+    bytes[n++] = (uint8_t)domain.v;
+    bytes[n++] = (uint8_t)(domain.v >> 8);
+    memcpy(bytes + n, text.data, text.len);
+    return hash_sip(&core->config.seed, bytes, n + text.len);
 }
 
 /* ---- the overlay: decided, perhaps not yet on disk */
@@ -299,6 +309,16 @@ static enum probe_part part_of(const struct push *p, uint64_t h)
     return p->d->part_n[part] < most[part] ? part : PART_RESERVE;
 }
 
+/* Room for what the records of a batch become, so that a megabyte is not moved along as it grows. */
+static void reserve(struct core *core, const Alv__PushBatch *batch)
+{
+    enum { AROUND = 256 }; /* keys, heads, the id's and the content's entries */
+    size_t bytes = 0;
+    for (size_t i = 0; i < batch->n_records; i++)
+        bytes += AROUND + batch->records[i]->text.len;
+    buf_reserve(&core->batch.ops, bytes);
+}
+
 static uint32_t pieces_of(const struct push *p, const struct record_view *view)
 {
     uint32_t n = 1;
@@ -492,6 +512,7 @@ void intake_push(struct core *core, const struct event *event)
     struct push p = {.core = core, .d = d, .ack = new_message(&alv__push_ack__descriptor)};
     p.ack->refused = xcalloc(batch->n_records, sizeof *p.ack->refused);
     struct digest rolling = s->rolling;
+    reserve(core, batch);
     p.ack->train_first = d->d.train_next;
     p.ack->probe_first = d->d.probe_next;
     for (uint32_t i = 0; i < batch->n_records; i++) {
