@@ -1,11 +1,13 @@
 #include "proto/codec.h"
 
 #include <math.h>
+#include <pthread.h>
 #include <string.h>
 
 #include "base/check.h"
 #include "base/limits.h"
 #include "proto/record.h"
+#include "proto/unpack.h"
 #include "proto/verbs.h"
 
 /* ---- the rules: what a field may hold, beyond its type. A field with min > 0 must be there. */
@@ -155,7 +157,7 @@ static const struct rule rules[] = {
     {OF(control_reply), "json", TEXT, 0, LIMIT_JSON_BYTES, 0},
 };
 
-enum { N_RULES = sizeof rules / sizeof rules[0], FIELDS_MAX = 32 };
+enum { N_RULES = sizeof rules / sizeof rules[0], FIELDS_MAX = 32, PLANS_MAX = 128 };
 
 /* First rule of a message, or N_RULES. */
 static unsigned rules_of(const ProtobufCMessageDescriptor *d)
@@ -172,6 +174,55 @@ static const struct rule *rule_find(unsigned first, const ProtobufCMessageDescri
         if (!strcmp(rules[i].field, field))
             return &rules[i];
     return NULL;
+}
+
+/* The same table by message and field: a batch has a thousand records, and nobody wants to compare names for each. */
+struct plan {
+    const ProtobufCMessageDescriptor *message;
+    const struct rule *rule[FIELDS_MAX];   /* of the field with this index; NULL: none */
+    const struct plan *inside[FIELDS_MAX]; /* of a field that is a message */
+    uint32_t needed;                       /* bits: fields with a min */
+};
+
+static struct plan plans[PLANS_MAX];
+static unsigned n_plans;
+static pthread_once_t plans_once = PTHREAD_ONCE_INIT;
+
+static const struct plan *plan_add(const ProtobufCMessageDescriptor *d)
+{
+    for (unsigned i = 0; i < n_plans; i++)
+        if (plans[i].message == d)
+            return &plans[i];
+    CHECK(n_plans < PLANS_MAX && d->n_fields <= FIELDS_MAX);
+    struct plan *plan = &plans[n_plans++];
+    unsigned first = rules_of(d);
+    plan->message = d;
+    for (unsigned i = 0; i < d->n_fields; i++) {
+        plan->rule[i] = rule_find(first, d, d->fields[i].name);
+        if (plan->rule[i] && plan->rule[i]->min)
+            plan->needed |= 1u << i;
+        if (d->fields[i].type == PROTOBUF_C_TYPE_MESSAGE)
+            plan->inside[i] = plan_add(d->fields[i].descriptor);
+    }
+    return plan;
+}
+
+static void plans_make(void)
+{
+    unsigned n;
+    const struct verb_info *verbs = verb_table(&n);
+    for (unsigned i = 0; i < n; i++)
+        plan_add(verbs[i].message);
+}
+
+static const struct plan *plan_of(const ProtobufCMessageDescriptor *d)
+{
+    pthread_once(&plans_once, plans_make);
+    unsigned i = 0;
+    while (i < n_plans && plans[i].message != d)
+        i++;
+    CHECK(i < n_plans);
+    return &plans[i];
 }
 
 /* ---- pass 1: the raw bytes along the descriptor */
@@ -193,9 +244,9 @@ static enum status bad(struct scan *s, enum status st, const ProtobufCMessageDes
 static bool read_varint(struct reader *r, uint64_t *out)
 {
     uint64_t v = 0;
-    for (int shift = 0; shift < 64; shift += 7) {
-        uint8_t b = read_u8(r);
-        if (r->failed || (shift == 63 && b > 1))
+    for (int shift = 0; shift < 64 && r->at < r->len; shift += 7) {
+        uint8_t b = r->data[r->at++];
+        if (shift == 63 && b > 1)
             return false;
         v |= (uint64_t)(b & 0x7f) << shift;
         if (b < 0x80) {
@@ -302,11 +353,14 @@ static enum status check_bytes(struct scan *s, const ProtobufCMessageDescriptor 
     return ST_OK;
 }
 
-static enum status scan_message(struct scan *s, const ProtobufCMessageDescriptor *d, struct bytes b, int depth);
+static enum status scan_message(struct scan *s, const struct plan *plan, struct bytes b, int depth);
 
-static enum status scan_field(struct scan *s, const ProtobufCMessageDescriptor *d, const ProtobufCFieldDescriptor *f,
-                              const struct rule *rule, const struct value *v, unsigned seen, int depth)
+static enum status scan_field(struct scan *s, const struct plan *plan, unsigned index, const struct value *v,
+                              unsigned seen, int depth)
 {
+    const ProtobufCMessageDescriptor *d = plan->message;
+    const ProtobufCFieldDescriptor *f = &d->fields[index];
+    const struct rule *rule = plan->rule[index];
     if ((int)v->wire != wire_of(f->type))
         return BAD(s, d, f, "has the wrong wire type");
     if (f->label == PROTOBUF_C_LABEL_REPEATED) {
@@ -318,40 +372,47 @@ static enum status scan_field(struct scan *s, const ProtobufCMessageDescriptor *
         return BAD(s, d, f, "stands twice");
     }
     if (f->type == PROTOBUF_C_TYPE_MESSAGE)
-        return scan_message(s, f->descriptor, v->bytes, depth + 1);
+        return scan_message(s, plan->inside[index], v->bytes, depth + 1);
     if (v->wire != 2)
         return check_number(s, d, f, rule, v->number);
     return rule ? check_bytes(s, d, f, rule, v->bytes) : BAD(s, d, f, "has no rule");
 }
 
-static enum status scan_message(struct scan *s, const ProtobufCMessageDescriptor *d, struct bytes b, int depth)
+/* Which field has this number: its index, or -1. Fields mostly come in order, so the next one is tried first. */
+static int field_index(const ProtobufCMessageDescriptor *d, uint64_t number, unsigned next)
 {
+    if (next < d->n_fields && d->fields[next].id == number)
+        return (int)next;
+    const ProtobufCFieldDescriptor *f = protobuf_c_message_descriptor_get_field(d, (unsigned)number);
+    return f ? (int)(f - d->fields) : -1;
+}
+
+static enum status scan_message(struct scan *s, const struct plan *plan, struct bytes b, int depth)
+{
+    const ProtobufCMessageDescriptor *d = plan->message;
     struct reader r = reader_of(b.data, b.len);
-    unsigned seen[FIELDS_MAX] = {0}, first = rules_of(d);
+    unsigned seen[FIELDS_MAX] = {0}, next = 0;
+    uint32_t there = 0;
     if (depth > LIMIT_FRAME_DEPTH)
         return OVER(s, d, NULL, "nested too deep");
-    CHECK(d->n_fields <= FIELDS_MAX);
-    while (reader_left(&r)) {
+    while (r.at < r.len) {
         uint64_t tag;
         struct value v;
         if (++s->fields > LIMIT_FRAME_FIELDS)
             return OVER(s, d, NULL, "the frame has too many fields");
         if (!read_varint(&r, &tag) || tag >> 3 == 0 || tag > UINT32_MAX || !read_value(&r, tag & 7, &v))
             return BAD(s, d, NULL, "malformed field");
-        const ProtobufCFieldDescriptor *f = protobuf_c_message_descriptor_get_field(d, (unsigned)(tag >> 3));
-        if (!f)
+        int index = field_index(d, tag >> 3, next);
+        if (index < 0)
             continue; /* a newer peer's: skipped, but counted */
-        const struct rule *rule = rule_find(first, d, f->name);
-        enum status st = scan_field(s, d, f, rule, &v, ++seen[f - d->fields], depth);
+        next = (unsigned)index + (d->fields[index].label != PROTOBUF_C_LABEL_REPEATED);
+        there |= 1u << index;
+        enum status st = scan_field(s, plan, (unsigned)index, &v, ++seen[index], depth);
         if (st)
             return st;
     }
-    for (unsigned i = first; i < N_RULES && rules[i].message == d; i++) {
-        const ProtobufCFieldDescriptor *f = protobuf_c_message_descriptor_get_field_by_name(d, rules[i].field);
-        if (rules[i].min && !seen[f - d->fields])
-            return BAD(s, d, f, "is missing");
-    }
-    return ST_OK;
+    uint32_t missing = plan->needed & ~there;
+    return missing ? BAD(s, d, &d->fields[__builtin_ctz(missing)], "is missing") : ST_OK;
 }
 
 static enum status scan_body(uint16_t verb, struct bytes body, struct scan *s)
@@ -361,7 +422,7 @@ static enum status scan_body(uint16_t verb, struct bytes body, struct scan *s)
         return err_set(s->err, ST_BAD_DATA, "no verb has the number %u", verb);
     if (body.len > LIMIT_FRAME_BYTES)
         return OVER(s, info->message, NULL, "is larger than a frame");
-    return scan_message(s, info->message, body, 1);
+    return scan_message(s, plan_of(info->message), body, 1);
 }
 
 enum status codec_check(uint16_t verb, struct bytes body, struct err *err)
@@ -370,28 +431,7 @@ enum status codec_check(uint16_t verb, struct bytes body, struct err *err)
     return scan_body(verb, body, &s);
 }
 
-/* ---- pass 2: unpacking under a cap */
-
-struct budget {
-    size_t left;
-};
-
-static void *budget_alloc(void *data, size_t size)
-{
-    struct budget *budget = data;
-    if (size > budget->left)
-        return NULL;
-    budget->left -= size;
-    return malloc(size ? size : 1);
-}
-
-static void budget_free(void *data, void *p)
-{
-    (void)data;
-    free(p);
-}
-
-/* ---- pass 3: what concerns several fields */
+/* ---- pass 3 (after unpack.c): what concerns several fields */
 
 static enum status check_ranges(Alv__Range *const *ranges, size_t n, bool ordered, uint64_t total_max,
                                 const char *where, struct err *err)
@@ -468,11 +508,8 @@ enum status codec_decode(uint16_t verb, struct bytes body, ProtobufCMessage **ou
     enum status st = scan_body(verb, body, &s);
     if (st)
         return st;
-    /* Bytes are copied once; a field costs at most one message, its pointer and a slot of protobuf-c's own scan. */
-    struct budget budget = {64 * 1024 + 2 * body.len + 384 * (size_t)s.fields};
-    ProtobufCAllocator allocator = {budget_alloc, budget_free, &budget};
     const struct verb_info *info = verb_find(verb);
-    ProtobufCMessage *m = protobuf_c_message_unpack(info->message, &allocator, body.len, body.data);
+    ProtobufCMessage *m = unpack_message(info->message, body, s.fields);
     if (!m)
         return err_set(err, ST_LIMIT, "%s: cannot be unpacked", info->name);
     st = check_whole(verb, m, err);
@@ -485,8 +522,7 @@ enum status codec_decode(uint16_t verb, struct bytes body, ProtobufCMessage **ou
 
 void codec_free(ProtobufCMessage *message)
 {
-    if (message)
-        protobuf_c_message_free_unpacked(message, NULL);
+    unpack_free(message);
 }
 
 /* ---- the table itself */

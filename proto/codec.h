@@ -20,7 +20,8 @@
 #include "base/status.h"
 
 /* The message of `verb` in `body`. ST_BAD_DATA (malformed; the text names message and field) or ST_LIMIT (a bound of
- * limits.h). The caller frees with codec_free(); bytes are copied out of `body`. */
+ * limits.h). The caller frees with codec_free(), and with nothing else: the message and all in it are one allocation. Bytes
+ * are copied out of `body`. */
 enum status codec_decode(uint16_t verb, struct bytes body, ProtobufCMessage **out, struct err *err);
 
 /* Pass (1) alone: what a peer would say of these bytes. */

@@ -79,28 +79,23 @@ Alv__Refusal record_check(const struct record_view *r)
     return ALV__REFUSAL__REFUSAL_NONE;
 }
 
-static void put_le(struct hasher *h, uint64_t v, int bytes)
+static size_t put_le(uint8_t *at, uint64_t v, size_t bytes)
 {
-    uint8_t le[8];
-    for (int i = 0; i < bytes; i++)
-        le[i] = (uint8_t)(v >> (8 * i));
-    hasher_put(h, le, (size_t)bytes);
-}
-
-static void put_counted(struct hasher *h, struct bytes b)
-{
-    put_le(h, b.len, 4);
-    hasher_put(h, b.data, b.len);
+    for (size_t i = 0; i < bytes; i++)
+        at[i] = (uint8_t)(v >> (8 * i));
+    return bytes;
 }
 
 void record_digest(const struct record_view *r, struct digest *out)
 {
     static const char context[] = "alluvium record 1";
+    uint8_t head[sizeof context + 9];
     struct hasher h;
+    memcpy(head, context, sizeof context);
+    put_le(head + sizeof context, (uint64_t)r->kind, 1);
+    put_le(head + sizeof context + 1, r->text.len, 8);
     hasher_init(&h);
-    hasher_put(&h, context, sizeof context);
-    put_le(&h, (uint64_t)r->kind, 1);
-    put_le(&h, r->text.len, 8);
+    hasher_put(&h, head, sizeof head);
     hasher_put(&h, r->text.data, r->text.len);
     hasher_end(&h, out);
 }
@@ -108,20 +103,29 @@ void record_digest(const struct record_view *r, struct digest *out)
 void record_chain(struct digest *rolling, const struct record_view *r, const struct digest *digest)
 {
     static const char context[] = "alluvium chain 1";
+    enum { CHAINS = sizeof context + 2 * DIGEST_LEN };
+    uint8_t head[CHAINS + 4], length[4];
     struct hasher h;
+    memcpy(head, context, sizeof context);
+    memcpy(head + sizeof context, rolling->b, DIGEST_LEN);
+    memcpy(head + sizeof context + DIGEST_LEN, digest->b, DIGEST_LEN);
+    put_le(head + CHAINS, r->id.len, 4);
+    put_le(length, r->group.len, 4);
     hasher_init(&h);
-    hasher_put(&h, context, sizeof context);
-    hasher_put(&h, rolling->b, DIGEST_LEN);
-    hasher_put(&h, digest->b, DIGEST_LEN);
-    put_counted(&h, r->id);
-    put_counted(&h, r->group);
+    hasher_put(&h, head, sizeof head);
+    hasher_put(&h, r->id.data, r->id.len);
+    hasher_put(&h, length, sizeof length);
+    hasher_put(&h, r->group.data, r->group.len);
     hasher_end(&h, rolling);
 }
 
 void record_names(const struct record_view *r, const struct digest *digest, char hex[DIGEST_HEX_SIZE], struct bytes *id,
                   struct bytes *group)
 {
-    digest_hex(digest, hex);
-    *id = r->id.len ? r->id : of_string(hex);
+    *id = r->id;
+    if (!r->id.len) {
+        digest_hex(digest, hex);
+        *id = of_string(hex);
+    }
     *group = r->group.len ? r->group : *id;
 }

@@ -131,6 +131,18 @@ static void to_cache(struct fetch *fetch, const struct mix_segment *places, Alv_
     buf_release(&all);
 }
 
+/* The reply's own goes with the reply. */
+static Alv__Segment *copy_segment(const Alv__Segment *from)
+{
+    Alv__Segment *s = xmalloc(sizeof *s);
+    alv__segment__init(s);
+    s->offset = from->offset;
+    s->kind = from->kind;
+    s->group = (ProtobufCBinaryData){from->group.len, xmemdup(from->group.data, from->group.len)};
+    s->text = (ProtobufCBinaryData){from->text.len, xmemdup(from->text.data, from->text.len)};
+    return s;
+}
+
 /* One request: the longest piece of [from, n) that is missing, of one domain, in order. Takes what the reply holds. */
 static enum status ask_log(struct fetch *fetch, bool probe, struct placed_segment *const *missing, uint32_t n,
                            uint32_t *taken, struct err *err)
@@ -173,12 +185,8 @@ static enum status ask_log(struct fetch *fetch, bool probe, struct placed_segmen
     if (!probe && n_good)
         to_cache(fetch, places, segments, n_good);
     if (status == ST_OK) {
-        for (uint32_t i = 0; i < n_got; i++) {
-            missing[i]->segment = list->segments[i];
-            list->segments[i] = NULL; /* ours now */
-        }
-        memmove(list->segments, list->segments + n_got, (list->n_segments - n_got) * sizeof *list->segments);
-        list->n_segments -= n_got;
+        for (uint32_t i = 0; i < n_got; i++)
+            missing[i]->segment = copy_segment(list->segments[i]);
         *taken = n_got;
     }
     codec_free(reply);
