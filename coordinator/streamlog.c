@@ -21,15 +21,15 @@ static const char MARK_KEY[] = "\xff"
                                "witness";
 
 enum {
-    WRITE_BUFFER = 32 << 20, /* larger: fewer files to merge; a restart replays up to four of these from the log */
+    WRITE_BUFFER = 32 << 20, /* larger: fewer files to merge; a restart replays up to two of these from the log */
     CACHE = 64 << 20,
     NO_SPACE_RETRY_MS = 500,
 };
 
-struct group { /* batches on their way to one commit */
-    struct batch batch;
+struct group {             /* batches on their way to one commit */
+    struct batch *batches; /* by seq; the first n are set, the others empty with their memory */
+    size_t n, cap, bytes;
     uint64_t last_seq;
-    uint32_t n;
 };
 
 struct streamlog {
@@ -134,120 +134,85 @@ enum status streamlog_load(struct streamlog *log, struct core *core, struct err 
 
 /* ---- committing ------------------------------------------------------------------------------------------------ */
 
+static struct batch *group_slot(struct group *group)
+{
+    if (group->n == group->cap) {
+        size_t cap = group->cap ? 2 * group->cap : 8;
+        group->batches = xrealloc_array(group->batches, cap, sizeof *group->batches);
+        memset(group->batches + group->cap, 0, (cap - group->cap) * sizeof *group->batches);
+        group->cap = cap;
+    }
+    return &group->batches[group->n];
+}
+
+static void group_clear(struct group *group)
+{
+    for (size_t i = 0; i < group->n; i++)
+        batch_release(&group->batches[i]);
+    group->n = group->bytes = 0;
+}
+
+static void group_release(struct group *group)
+{
+    group_clear(group);
+    free(group->batches);
+    *group = (struct group){0};
+}
+
 void streamlog_append(struct streamlog *log, uint64_t seq, struct batch *batch)
 {
     CHECK_EQ(seq, log->open.last_seq + 1);
-    if (log->open.batch.n) {
-        batch_append(&log->open.batch, batch);
-        batch_clear(batch);
-    } else {
-        struct batch empty = log->open.batch;
-        log->open.batch = *batch;
-        *batch = empty;
-    }
+    struct batch *slot = group_slot(&log->open);
+    *slot = *batch;
+    *batch = (struct batch){0};
+    log->open.bytes += slot->ops.len;
     log->open.last_seq = seq;
     log->open.n++;
 }
 
 bool streamlog_full(const struct streamlog *log)
 {
-    return log->open.batch.ops.len >= STREAMLOG_GROUP_MAX;
-}
-
-/* The keys of the dedupe family are hashes, and inserting in random order is what a commit spends most of its time on: a
- * sorted group walks RocksDB's skip list along. What is said about one key keeps its order. */
-struct dedupe_op {
-    uint64_t head; /* of the key, big-endian: it decides almost always */
-    struct bytes key;
-    size_t at, len; /* of the whole operation in the batch */
-};
-
-static uint64_t head_of(struct bytes key)
-{
-    uint64_t head = 0;
-    for (size_t i = 0; i < 8; i++)
-        head = head << 8 | (i < key.len ? key.data[i] : 0);
-    return head;
-}
-
-static int by_key(const void *a, const void *b)
-{
-    const struct dedupe_op *x = a, *y = b;
-    if (x->head != y->head)
-        return x->head < y->head ? -1 : 1;
-    int order = memcmp(x->key.data, y->key.data, x->key.len < y->key.len ? x->key.len : y->key.len);
-    if (!order && x->key.len != y->key.len)
-        order = x->key.len < y->key.len ? -1 : 1;
-    return order ? order : x->at < y->at ? -1 : 1;
-}
-
-static void sort_dedupe(struct group *group)
-{
-    struct batch *batch = &group->batch;
-    struct dedupe_op *ops = xcalloc(batch->n + 1, sizeof *ops);
-    struct buf sorted = {0};
-    struct batch_op op;
-    size_t n = 0, at = 0, next = 0;
-    buf_reserve(&sorted, batch->ops.len + 128);
-    for (; batch_next(batch, &next, &op); at = next)
-        if (op.family == FAMILY_DEDUPE)
-            ops[n++] = (struct dedupe_op){head_of(op.key), op.key, at, next - at};
-        else
-            buf_put(&sorted, batch->ops.data + at, next - at);
-    qsort(ops, n, sizeof *ops, by_key);
-    for (size_t i = 0; i < n; i++)
-        buf_put(&sorted, batch->ops.data + ops[i].at, ops[i].len);
-    buf_release(&batch->ops);
-    batch->ops = sorted;
-    free(ops);
+    return log->open.bytes >= STREAMLOG_GROUP_MAX;
 }
 
 /* One group to the disk. The failpoints are the three moments at which a crash could tell an ack from the truth. */
 static enum status commit_group(struct streamlog *log, struct group *group, struct err *err)
 {
-    struct witness_mark next;
+    struct witness_mark next = log->mark;
     uint8_t mark[WITNESS_MARK_LEN];
-    struct batch last = {0};
-    sort_dedupe(group);
-    size_t ops_len = group->batch.ops.len;
-    uint32_t ops_n = group->batch.n;
-
     double start = clock_s();
-    witness_next(&log->mark, &group->batch, &next);
-    next.applied_seq = group->last_seq; /* a group is several steps */
+    for (size_t i = 0; i < group->n; i++)
+        witness_next(&next, &group->batches[i], &next);
+    CHECK_EQ(next.applied_seq, group->last_seq);
     witness_mark_encode(&next, mark);
-    batch_put(&last, FAMILY_META, MARK_KEY, sizeof MARK_KEY - 1, mark, sizeof mark);
-    batch_append(&group->batch, &last);
-    batch_release(&last);
+    struct batch *last = group_slot(group); /* beside the n: it is made anew when this is tried again */
+    batch_put(last, FAMILY_META, MARK_KEY, sizeof MARK_KEY - 1, mark, sizeof mark);
 
     (void)FAILPOINT("streamlog.before_commit");
-    enum status st = db_commit(log->db, &group->batch, true, err);
+    enum status st = db_commit_all(log->db, group->batches, group->n + 1, true, err);
     (void)FAILPOINT("streamlog.after_commit");
+    batch_release(last);
     if (!st)
         st = witness_write(log->witness, &next, err);
     (void)FAILPOINT("streamlog.after_witness");
-    if (st) {
-        group->batch.ops.len = ops_len; /* without the mark: it is made anew when this is tried again */
-        group->batch.n = ops_n;
+    if (st)
         return st;
-    }
     log->mark = next;
     pthread_mutex_lock(&log->lock);
     log->durable = group->last_seq;
     log->stats.groups++;
     log->stats.batches += group->n;
-    log->stats.bytes += ops_len;
+    log->stats.bytes += group->bytes;
     log->stats.seconds += clock_s() - start;
     pthread_mutex_unlock(&log->lock);
-    batch_clear(&group->batch);
-    group->n = 0;
+    group_clear(group);
     return ST_OK;
 }
 
 enum status streamlog_commit(struct streamlog *log, struct err *err)
 {
     CHECK(!log->started);
-    return log->open.batch.n ? commit_group(log, &log->open, err) : ST_OK;
+    return log->open.n ? commit_group(log, &log->open, err) : ST_OK;
 }
 
 /* Waits a little for space; false when told to stop. */
@@ -319,14 +284,14 @@ enum status streamlog_start(struct streamlog *log, int notify_fd, struct err *er
 
 void streamlog_handover(struct streamlog *log)
 {
-    if (!log->open.batch.n)
+    if (!log->open.n)
         return;
     pthread_mutex_lock(&log->lock);
     if (!log->has_work && !log->status) {
-        struct batch empty = log->busy.batch;
+        struct group empty = log->busy;
         log->busy = log->open;
-        log->open.batch = empty;
-        log->open.n = 0;
+        log->open = empty;
+        log->open.last_seq = log->busy.last_seq;
         log->has_work = true;
         pthread_cond_signal(&log->wake);
     }
@@ -372,8 +337,8 @@ enum status streamlog_close(struct streamlog **logp, struct err *err)
         st = streamlog_commit(log, err);
     witness_close(&log->witness);
     db_close(&log->db);
-    batch_release(&log->open.batch);
-    batch_release(&log->busy.batch);
+    group_release(&log->open);
+    group_release(&log->busy);
     free(log->facts);
     free(log->keys);
     free(log->values);

@@ -12,6 +12,7 @@
 #include "base/check.h"
 #include "base/failpoint.h"
 #include "base/ids.h"
+#include "store/recent.h"
 
 enum {
     WAL_RECOVERY_TOLERATE_TAIL = 0, /* rocksdb's numbers: refuse damage before the last record */
@@ -24,6 +25,17 @@ enum {
     UNIVERSAL_COMPACTION = 1,
     FREE_RECHECK_BYTES = 4 << 20, /* statvfs again after so many written bytes: the reserve is at least 4 times that */
     RESERVE_MIN = 16 << 20,
+    PERF_DISABLE = 1,
+    WAL_BUFFERS = 2, /* the log is at most so many write buffers: a restart replays it */
+    LOG_BUFFERS = 3, /* of a log: one is filled while another is flushed; a third, so that a slow disk stops nobody */
+    /* A hash lands anywhere, and keeping hashes sorted in memory costs more than all else about them. So a hashed family's
+     * are kept as they come, in small portions: finding one in the portion that is being written sorts a copy of it, so a
+     * filter answers for nearly all that are not there (its own hash has 32 bits: the larger the portion, the more often it
+     * errs, and the dearer that is), and `recent`, which holds more than a portion, for those that are. A portion that is
+     * full is sorted once; several are flushed as one file, so that there is less to merge later. */
+    HASHED_PORTION = 3 << 20,
+    HASHED_PORTIONS = 5,
+    HASHED_PORTIONS_MAX = 8, /* with those that are being flushed */
 };
 
 struct db {
@@ -33,6 +45,7 @@ struct db {
     rocksdb_readoptions_t *read;
     rocksdb_writeoptions_t *write_plain, *write_sync;
     rocksdb_column_family_handle_t *family[DB_FAMILIES_MAX];
+    struct recent *recent[DB_FAMILIES_MAX]; /* of hashed families: what may be in their unsorted memory, and more */
     char *names[DB_FAMILIES_MAX];
     uint32_t n_families;
     char *path;
@@ -99,14 +112,13 @@ static enum status check_reserve(struct db *db, uint64_t bytes, bool frees, stru
                    (unsigned long long)(free_bytes >> 20), (unsigned long long)(reserve >> 20));
 }
 
-/* A batch that deletes, or one that is empty and only syncs. */
-static bool frees_room(const struct batch *batch)
+/* RocksDB counts key comparisons and the like for each thread until it is told not to: a tenth of a commit's time. */
+static void count_nothing(void)
 {
-    struct batch_op op;
-    for (size_t at = 0; batch_next(batch, &at, &op);)
-        if (op.kind != BATCH_PUT)
-            return true;
-    return batch->n == 0;
+    static _Thread_local bool told;
+    if (!told)
+        rocksdb_set_perf_level(PERF_DISABLE);
+    told = true;
 }
 
 static rocksdb_options_t *make_options(const struct db_options *o, rocksdb_cache_t *cache)
@@ -122,16 +134,14 @@ static rocksdb_options_t *make_options(const struct db_options *o, rocksdb_cache
     rocksdb_options_set_max_log_file_size(options, 1 << 20);
     rocksdb_options_set_stats_dump_period_sec(options, 0);
     rocksdb_options_set_stats_persist_period_sec(options, 0);
-    rocksdb_options_set_atomic_flush(options, 1); /* families never disagree about what was flushed */
     rocksdb_options_set_write_buffer_size(options, buffer);
-    rocksdb_options_set_max_total_wal_size(options, 4 * buffer);
+    rocksdb_options_set_max_total_wal_size(options, WAL_BUFFERS * buffer);
     rocksdb_options_set_max_background_jobs(options, 2);
     rocksdb_options_set_max_open_files(options, 256);
     rocksdb_options_set_level_compaction_dynamic_level_bytes(options, 1);
     rocksdb_options_set_compression(options, COMPRESSION_LZ4);
     rocksdb_options_set_bottommost_compression(options, COMPRESSION_ZSTD);
-    rocksdb_options_set_memtable_prefix_bloom_size_ratio(options, 0.02);
-    rocksdb_options_set_memtable_whole_key_filtering(options, 1); /* "is this a duplicate" is mostly "no" */
+    rocksdb_options_set_allow_concurrent_memtable_write(options, 0); /* one thread commits; and vectors cannot */
 
     rocksdb_block_based_table_options_t *table = rocksdb_block_based_options_create();
     rocksdb_block_based_options_set_block_cache(table, cache);
@@ -146,7 +156,13 @@ static rocksdb_options_t *make_options(const struct db_options *o, rocksdb_cache
 static rocksdb_options_t *shape_options(const rocksdb_options_t *plain, enum db_shape shape)
 {
     rocksdb_options_t *options = rocksdb_options_create_copy((rocksdb_options_t *)(uintptr_t)plain);
+    if (shape != DB_PLAIN) { /* a level would be written again with each merge into it, however little is new */
+        rocksdb_options_set_compaction_style(options, UNIVERSAL_COMPACTION);
+        rocksdb_options_set_level_compaction_dynamic_level_bytes(options, 0);
+    }
     if (shape == DB_LOG) {
+        rocksdb_options_set_bottommost_compression(options, COMPRESSION_LZ4); /* keys and places: little to gain */
+        rocksdb_options_set_max_write_buffer_number(options, LOG_BUFFERS);
         rocksdb_options_set_enable_blob_files(options, 1);
         rocksdb_options_set_min_blob_size(options, LOG_VALUE_MIN);
         rocksdb_options_set_blob_compression_type(options, COMPRESSION_LZ4);
@@ -154,8 +170,12 @@ static rocksdb_options_t *shape_options(const rocksdb_options_t *plain, enum db_
                                            1); /* in a purge only: else each compaction copies old text again */
         rocksdb_options_set_blob_gc_age_cutoff(options, 0);
     } else if (shape == DB_HASHED) {
-        rocksdb_options_set_compaction_style(options, UNIVERSAL_COMPACTION);
-        rocksdb_options_set_level_compaction_dynamic_level_bytes(options, 0);
+        rocksdb_options_set_memtable_vector_rep(options);
+        rocksdb_options_set_memtable_prefix_bloom_size_ratio(options, 0.1);
+        rocksdb_options_set_memtable_whole_key_filtering(options, 1); /* "is this a duplicate" is mostly "no" */
+        rocksdb_options_set_write_buffer_size(options, HASHED_PORTION);
+        rocksdb_options_set_min_write_buffer_number_to_merge(options, HASHED_PORTIONS);
+        rocksdb_options_set_max_write_buffer_number(options, HASHED_PORTIONS_MAX);
         rocksdb_options_set_compression(options, COMPRESSION_NONE);
         rocksdb_options_set_bottommost_compression(options, COMPRESSION_NONE);
     }
@@ -169,8 +189,12 @@ static enum status open_families(struct db *db, const struct db_options *o, stru
     rocksdb_options_t *options[DB_FAMILIES_MAX + 1] = {db->options};
     rocksdb_column_family_handle_t *handles[DB_FAMILIES_MAX + 1] = {0};
     char *text = NULL;
-    for (uint32_t i = 0; i < o->n_families; i++)
-        names[i + 1] = o->families[i], options[i + 1] = shape_options(db->options, o->shapes ? o->shapes[i] : DB_PLAIN);
+    for (uint32_t i = 0; i < o->n_families; i++) {
+        enum db_shape shape = o->shapes ? o->shapes[i] : DB_PLAIN;
+        names[i + 1] = o->families[i], options[i + 1] = shape_options(db->options, shape);
+        if (shape == DB_HASHED && !o->read_only)
+            db->recent[i] = recent_new(HASHED_PORTION * 3 / 2);
+    }
     db->rocks =
         o->read_only
             ? rocksdb_open_for_read_only_column_families(db->options, db->path, (int)o->n_families + 1, names,
@@ -231,6 +255,7 @@ void db_close(struct db **dbp)
     for (uint32_t i = 0; i < db->n_families; i++) { /* before the database, which asserts it */
         if (db->family[i])
             rocksdb_column_family_handle_destroy(db->family[i]);
+        recent_free(db->recent[i]);
         free(db->names[i]);
     }
     if (atomic_load(&db->spare))
@@ -252,24 +277,47 @@ static rocksdb_column_family_handle_t *family_of(const struct db *db, uint8_t fa
     return db->family[family];
 }
 
-static rocksdb_writebatch_t *translate(struct db *db, const struct batch *batch)
+/* `frees`: does it delete? An empty one, that only syncs, counts as such. */
+static rocksdb_writebatch_t *translate(struct db *db, const struct batch *batches, size_t n, uint64_t *bytes,
+                                       bool *frees)
 {
     rocksdb_writebatch_t *rocks = atomic_exchange(&db->spare, NULL);
     if (!rocks)
         rocks = rocksdb_writebatch_create();
     struct batch_op op;
-    for (size_t at = 0; batch_next(batch, &at, &op);) {
-        rocksdb_column_family_handle_t *family = family_of(db, op.family);
-        const char *key = (const char *)op.key.data, *value = (const char *)op.value.data;
-        CHECK(op.key.len <= DB_KEY_MAX && op.value.len <= DB_VALUE_MAX);
-        if (op.kind == BATCH_PUT)
-            rocksdb_writebatch_put_cf(rocks, family, key, op.key.len, value, op.value.len);
-        else if (op.kind == BATCH_DELETE)
-            rocksdb_writebatch_delete_cf(rocks, family, key, op.key.len);
-        else
-            rocksdb_writebatch_delete_range_cf(rocks, family, key, op.key.len, value, op.value.len);
+    bool empty = true, deletes = false;
+    *bytes = 0;
+    for (size_t i = 0; i < n; i++) {
+        *bytes += batches[i].ops.len;
+        for (size_t at = 0; batch_next(&batches[i], &at, &op); empty = false) {
+            rocksdb_column_family_handle_t *family = family_of(db, op.family);
+            const char *key = (const char *)op.key.data, *value = (const char *)op.value.data;
+            CHECK(op.key.len <= DB_KEY_MAX && op.value.len <= DB_VALUE_MAX);
+            deletes |= op.kind != BATCH_PUT;
+            if (op.kind == BATCH_PUT)
+                rocksdb_writebatch_put_cf(rocks, family, key, op.key.len, value, op.value.len);
+            else if (op.kind == BATCH_DELETE)
+                rocksdb_writebatch_delete_cf(rocks, family, key, op.key.len);
+            else
+                rocksdb_writebatch_delete_range_cf(rocks, family, key, op.key.len, value, op.value.len);
+        }
     }
+    *frees = empty || deletes;
     return rocks;
+}
+
+/* After the write and before anybody is told of it. */
+static void remember(struct db *db, const struct batch *batches, size_t n)
+{
+    struct batch_op op;
+    for (size_t i = 0; i < n; i++)
+        for (size_t at = 0; batch_next(&batches[i], &at, &op);) {
+            struct recent *recent = db->recent[op.family];
+            if (recent && op.kind == BATCH_DELETE_RANGE)
+                recent_clear(recent);
+            else if (recent)
+                recent_put(recent, op.key, op.value, op.kind == BATCH_DELETE);
+        }
 }
 
 static void put_back(struct db *db, rocksdb_writebatch_t *rocks)
@@ -280,21 +328,28 @@ static void put_back(struct db *db, rocksdb_writebatch_t *rocks)
         rocksdb_writebatch_destroy(rocks);
 }
 
-enum status db_commit(struct db *db, const struct batch *batch, bool sync, struct err *err)
+enum status db_commit_all(struct db *db, const struct batch *batches, size_t n, bool sync, struct err *err)
 {
     CHECK(!db->read_only);
     if (atomic_load(&db->dead))
         return err_set(err, ST_IO, "%s: an earlier write failed: the database must be closed and opened again",
                        db->path);
-    enum status status = check_reserve(db, batch->ops.len, frees_room(batch), err);
-    if (status != ST_OK)
+    uint64_t bytes;
+    bool frees;
+    rocksdb_writebatch_t *rocks = translate(db, batches, n, &bytes, &frees);
+    enum status status = check_reserve(db, bytes, frees, err);
+    if (status != ST_OK) {
+        put_back(db, rocks);
         return status;
+    }
     char *text = NULL;
-    rocksdb_writebatch_t *rocks = translate(db, batch);
     bool failed = FAILPOINT("db.commit.before");
+    count_nothing();
     if (!failed)
         rocksdb_write(db->rocks, sync ? db->write_sync : db->write_plain, rocks, &text);
     put_back(db, rocks);
+    if (!text && !failed)
+        remember(db, batches, n);
     if (text)
         status = classify(db, text, "cannot write", err);
     else if (FAILPOINT("db.commit.after") || failed)
@@ -306,9 +361,27 @@ enum status db_commit(struct db *db, const struct batch *batch, bool sync, struc
     return status;
 }
 
+enum status db_commit(struct db *db, const struct batch *batch, bool sync, struct err *err)
+{
+    return db_commit_all(db, batch, 1, sync, err);
+}
+
+/* What the newest entries say about a key; RECENT_UNKNOWN: RocksDB is to be asked. */
+static enum recent_answer ask_recent(struct db *db, uint8_t family, struct bytes key, struct buf *out)
+{
+    CHECK(family < db->n_families);
+    return db->recent[family] ? recent_get(db->recent[family], key, out) : RECENT_UNKNOWN;
+}
+
 enum status db_get(struct db *db, uint8_t family, const void *key, size_t key_len, struct buf *out, struct err *err)
 {
     char *text = NULL;
+    enum recent_answer recent = ask_recent(db, family, (struct bytes){key, key_len}, out);
+    if (recent == RECENT_VALUE)
+        return ST_OK;
+    if (recent == RECENT_DELETED)
+        return err_set(err, ST_NOT_FOUND, "%s: %s: no such key", db->path, db->names[family]);
+    count_nothing();
     rocksdb_pinnableslice_t *slice =
         rocksdb_get_pinned_cf(db->rocks, db->read, family_of(db, family), key, key_len, &text);
     if (text)
@@ -333,32 +406,68 @@ bool db_has(struct db *db, uint8_t family, const void *key, size_t key_len, enum
     return found;
 }
 
+/* The keys that only RocksDB knows about. `asked` is which of the caller's they are. */
+struct questions {
+    size_t n;
+    size_t *asked, *key_len;
+    const char **key;
+    rocksdb_pinnableslice_t **slice;
+    char **text;
+};
+
+static void questions_init(struct questions *q, size_t n)
+{
+    *q = (struct questions){.asked = xcalloc(n, sizeof *q->asked),
+                            .key_len = xcalloc(n, sizeof *q->key_len),
+                            .key = xcalloc(n, sizeof *q->key),
+                            .slice = xcalloc(n, sizeof *q->slice),
+                            .text = xcalloc(n, sizeof *q->text)};
+}
+
+static void questions_release(struct questions *q)
+{
+    free(q->asked);
+    free(q->key_len);
+    free(q->key);
+    free(q->slice);
+    free(q->text);
+}
+
 enum status db_multi_get(struct db *db, uint8_t family, size_t n, const struct bytes *keys, struct buf *values,
                          struct bytes *out, enum status *each, struct err *err)
 {
     enum status first = ST_OK;
-    const char **key = xcalloc(n, sizeof *key);
-    size_t *key_len = xcalloc(n, sizeof *key_len), *at = xcalloc(n, sizeof *at);
-    rocksdb_pinnableslice_t **slice = xcalloc(n, sizeof *slice);
-    char **text = xcalloc(n, sizeof *text);
-    for (size_t i = 0; i < n; i++)
-        key[i] = (const char *)keys[i].data, key_len[i] = keys[i].len;
-    rocksdb_batched_multi_get_cf(db->rocks, db->read, family_of(db, family), n, key, key_len, slice, text, false);
-
+    struct questions q;
+    size_t *at = xcalloc(n, sizeof *at); /* of each value, while the buffer may move */
+    questions_init(&q, n);
     buf_clear(values);
     for (size_t i = 0; i < n; i++) {
-        enum status status = slice[i] ? ST_OK : ST_NOT_FOUND;
-        if (text[i])
-            status = classify(db, text[i], db->names[family], first == ST_OK ? err : NULL);
-        out[i] = (struct bytes){0};
-        at[i] = SIZE_MAX;
+        size_t start = values->len;
+        enum recent_answer recent = ask_recent(db, family, keys[i], values);
+        at[i] = recent == RECENT_VALUE ? start : SIZE_MAX;
+        out[i] = (struct bytes){NULL, values->len - start};
+        if (each)
+            each[i] = recent == RECENT_VALUE ? ST_OK : ST_NOT_FOUND;
+        if (recent == RECENT_UNKNOWN) {
+            q.key[q.n] = (const char *)keys[i].data, q.key_len[q.n] = keys[i].len;
+            q.asked[q.n++] = i;
+        }
+    }
+    count_nothing();
+    rocksdb_batched_multi_get_cf(db->rocks, db->read, family_of(db, family), q.n, q.key, q.key_len, q.slice, q.text,
+                                 false);
+    for (size_t j = 0; j < q.n; j++) {
+        size_t i = q.asked[j];
+        enum status status = q.slice[j] ? ST_OK : ST_NOT_FOUND;
+        if (q.text[j])
+            status = classify(db, q.text[j], db->names[family], first == ST_OK ? err : NULL);
         if (status == ST_OK) {
-            const char *value = rocksdb_pinnableslice_value(slice[i], &out[i].len);
+            const char *value = rocksdb_pinnableslice_value(q.slice[j], &out[i].len);
             at[i] = values->len;
             buf_put(values, value, out[i].len);
         }
-        if (slice[i])
-            rocksdb_pinnableslice_destroy(slice[i]);
+        if (q.slice[j])
+            rocksdb_pinnableslice_destroy(q.slice[j]);
         if (each)
             each[i] = status;
         if (first == ST_OK && status != ST_OK && status != ST_NOT_FOUND)
@@ -368,11 +477,8 @@ enum status db_multi_get(struct db *db, uint8_t family, size_t n, const struct b
     for (size_t i = 0; i < n; i++)
         if (at[i] != SIZE_MAX)
             out[i].data = values->data + at[i];
-    free(key);
-    free(key_len);
+    questions_release(&q);
     free(at);
-    free(slice);
-    free(text);
     return each ? ST_OK : first;
 }
 

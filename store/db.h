@@ -32,16 +32,18 @@ struct db_iter;
 /* What a family is like. It may change from one opening to the next: both kinds are read whatever it is. */
 enum db_shape {
     DB_PLAIN,  /* leveled compaction */
-    DB_LOG,    /* large values written once: kept in files of their own, so that compaction moves only keys and places
-                * (Lu et al. 2016, WiscKey: separating keys from values in SSD-conscious storage) */
-    DB_HASHED, /* small values under hashes, mostly asked for what is not there: tiered compaction, no compression */
+    DB_LOG,    /* large values written once: kept in files of their own, so that compaction (tiered) moves only keys and
+                * places (Lu et al. 2016, WiscKey: separating keys from values in SSD-conscious storage) */
+    DB_HASHED, /* small values under hashes, mostly asked for what is not there: unsorted until they are flushed, tiered
+                * compaction, no compression. Its newest entries are held once more, for finding (recent.h); a walk over
+                * it sorts what is not flushed yet */
 };
 
 struct db_options {
     const char *const *families; /* borrowed during db_open only; an index here is a batch's `family` */
     const enum db_shape *shapes; /* of each family, borrowed likewise; NULL: all plain */
     uint32_t n_families;
-    uint64_t write_buffer_bytes; /* per family; 0: 8 MiB. The log may grow to 4 x this before a flush is forced */
+    uint64_t write_buffer_bytes; /* per family; 0: 8 MiB. The log may grow to 2 x this before a flush is forced */
     uint64_t cache_bytes;        /* block cache, all families together; 0: 32 MiB */
     uint64_t reserve_bytes;      /* commits are refused while the file system has less free; 0: 256 MiB */
     bool create;                 /* else a missing directory is ST_NOT_FOUND */
@@ -60,6 +62,8 @@ void db_close(struct db **db);
  * Anything else but ST_OK: the handle is dead (see above), and whether the batch is there shows only after re-opening.
  * An empty batch with `sync` makes earlier unsynced commits durable. */
 enum status db_commit(struct db *db, const struct batch *batch, bool sync, struct err *err); /* not when read_only */
+/* Several at once, in this order, as one. */
+enum status db_commit_all(struct db *db, const struct batch *batches, size_t n, bool sync, struct err *err);
 
 /* Appends the value to `out`. ST_NOT_FOUND when absent, ST_CORRUPT when its block does not verify. */
 enum status db_get(struct db *db, uint8_t family, const void *key, size_t key_len, struct buf *out, struct err *err);

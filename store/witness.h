@@ -31,8 +31,9 @@ struct witness_mark { /* zeroed: nothing was applied yet */
     struct digest digest;
 };
 
-/* The mark after `batch` (which does not yet hold the mark itself): applied_seq + 1 and
- * BLAKE2b(previous digest, applied_seq, operations). `out` may be `previous`. */
+/* The mark after `batch` (which does not yet hold the mark itself): applied_seq + 1 and BLAKE2b(previous digest,
+ * applied_seq, operations: kind, family, key, length of the value and its first 64 bytes). Enough to tell two histories
+ * apart, which is all it is for; damage is what checksums find. `out` may be `previous`. */
 void witness_next(const struct witness_mark *previous, const struct batch *batch, struct witness_mark *out);
 
 /* The mark as it is stored in the database. */

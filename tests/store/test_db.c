@@ -386,6 +386,89 @@ static void test_shapes(void)
     db_close(&db);
 }
 
+/* A hashed family against a list of what was said: written, replaced, deleted; asked one by one, many at once and by a walk;
+ * while it is in memory unsorted, in portions, in files, and after another opening. */
+struct said {
+    int value; /* 0: not there */
+};
+
+static void ask_hashed(struct db *db, const struct said *said, size_t n)
+{
+    enum { ASKED = 512 };
+    struct bytes keys[ASKED], out[ASKED], none = {0}, key, value;
+    char names[ASKED][12];
+    struct buf values = {0};
+    struct err err;
+    size_t wrong = 0, there = 0, walked = 0;
+    for (size_t at = 0; at < n; at += ASKED) {
+        for (size_t i = 0; i < ASKED; i++) {
+            snprintf(names[i], sizeof names[i], "%08zx", (at + i) * 2654435761u % (1u << 31));
+            keys[i] = bytes_of(names[i]);
+        }
+        EXPECT_ST(db_multi_get(db, STREAM, ASKED, keys, &values, out, NULL, &err), ST_OK, &err);
+        for (size_t i = 0; i < ASKED; i++) {
+            int v = said[at + i].value;
+            wrong += (out[i].data != NULL) != (v != 0) ||
+                     (v && (out[i].len != sizeof v || memcmp(out[i].data, &v, sizeof v)));
+            there += v != 0;
+        }
+        struct buf one = {0};
+        enum status st = db_get(db, STREAM, names[0], 8, &one, &err);
+        wrong += said[at].value
+                     ? st != ST_OK || one.len != sizeof(int) || memcmp(one.data, &said[at].value, sizeof(int))
+                     : st != ST_NOT_FOUND;
+        buf_release(&one);
+    }
+    struct db_iter *iter = db_iter_open(db, STREAM, none, none, false);
+    while (db_iter_next(iter, &key, &value, &err) == ST_OK)
+        walked++;
+    db_iter_close(&iter);
+    EXPECT_EQ(wrong, 0);
+    EXPECT_EQ(walked, there);
+    buf_release(&values);
+}
+
+static void test_hashed(void)
+{
+    enum { KEYS = 64 * 1024, ROUNDS = 4, PER_ROUND = 60000, PER_BATCH = 3000 };
+    const char *path = harness_path(harness_tmpdir(), "db");
+    struct db_options options = shaped((enum db_shape[]){DB_PLAIN, DB_HASHED});
+    struct said *said = xcalloc(KEYS, sizeof *said);
+    struct err err;
+    struct db *db;
+    struct rng rng;
+    rng_seed(&rng, 3);
+    EXPECT_ST(db_open(path, &options, &db, &err), ST_OK, &err);
+    for (int round = 0; round < ROUNDS; round++) {
+        struct batch batch = {0};
+        for (int i = 1; i <= PER_ROUND; i++) {
+            char name[12];
+            size_t k = rng_below(&rng, KEYS);
+            said[k].value = rng_below(&rng, 4) ? round * PER_ROUND + i : 0;
+            snprintf(name, sizeof name, "%08zx", k * 2654435761u % (1u << 31));
+            if (said[k].value)
+                batch_put(&batch, STREAM, name, 8, &said[k].value, sizeof said[k].value);
+            else
+                batch_delete(&batch, STREAM, name, 8);
+            if (i % PER_BATCH == 0) {
+                EXPECT_ST(db_commit(db, &batch, false, &err), ST_OK, &err);
+                batch_clear(&batch);
+            }
+        }
+        batch_release(&batch);
+        ask_hashed(db, said, KEYS);
+        if (round == 1)
+            EXPECT_ST(db_purge(db, STREAM, (struct bytes){0}, (struct bytes){0}, &err), ST_OK, &err);
+        if (round == 2) {
+            db_close(&db);
+            EXPECT_ST(db_open(path, &options, &db, &err), ST_OK, &err);
+            ask_hashed(db, said, KEYS);
+        }
+    }
+    db_close(&db);
+    free(said);
+}
+
 static void test_checkpoint(void)
 {
     const char *dir = harness_tmpdir(), *path = harness_path(dir, "db"), *copy = harness_path(dir, "copy");
@@ -539,6 +622,7 @@ int main(int argc, char **argv)
     RUN(test_reserve_refuses_before_writing);
     RUN(test_purge_leaves_no_bytes);
     RUN(test_shapes);
+    RUN(test_hashed);
     RUN(test_checkpoint);
     RUN(test_witness_sees_a_lost_tail);
     return harness_end();
