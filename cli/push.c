@@ -219,7 +219,8 @@ static enum status run_push(struct options *o, const struct args *args, struct e
 
 int cmd_push(int argc, char **argv)
 {
-    struct args args = {.text_field = "text", .id_field = "id", .group_field = "group", .window = 4, .connect = 15};
+    struct args args = {
+        .text_field = "text", .id_field = "id", .group_field = "group", .window = PUSH_WINDOW, .connect = 15};
     struct err err = {""};
     int code;
     struct options o = {

@@ -154,7 +154,7 @@ struct push_core *push_core_new(const struct push_config *config)
     struct push_core *core = xcalloc(1, sizeof *core);
     core->config = *config;
     if (!core->config.window)
-        core->config.window = 4;
+        core->config.window = PUSH_WINDOW;
     if (core->config.window > PUSH_WINDOW_MAX)
         core->config.window = PUSH_WINDOW_MAX;
     if (!core->config.request_ms)

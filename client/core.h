@@ -26,7 +26,11 @@
  *
  * Events in, effects out; an effect's pointers are good until the next step.
  */
-enum { PUSH_WINDOW_MAX = 16, PUSH_OPENS_MAX = 8 /* sessions lost in a row without progress: then give up */ };
+enum {
+    PUSH_WINDOW = 8,
+    PUSH_WINDOW_MAX = 16,
+    PUSH_OPENS_MAX = 8 /* sessions lost in a row without progress: then give up */
+};
 
 struct push_place { /* where a record came from, for messages; opaque to the core */
     uint32_t file;
@@ -51,7 +55,7 @@ void push_records_free(struct push_records **records);
 struct push_config {
     struct name domain;
     char source[LIMIT_SOURCE_BYTES + 1];
-    uint32_t window;        /* batches in flight: 1 .. PUSH_WINDOW_MAX; 0: 4 */
+    uint32_t window;        /* batches in flight: 1 .. PUSH_WINDOW_MAX; 0: PUSH_WINDOW */
     uint32_t request_ms;    /* silence after which what is unanswered is sent again; 0: 10,000 */
     uint64_t first_request; /* request ids count up from here */
 };

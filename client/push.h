@@ -39,7 +39,7 @@ struct push_input {
 struct push_options {
     const struct join *join;
     const char *domain;
-    uint32_t window; /* batches in flight; 0: 4 */
+    uint32_t window; /* batches in flight; 0: PUSH_WINDOW */
     int connect_ms;  /* give up when there is no connection after so long; 0: 15,000. Later losses are waited out */
     int stop_fd;     /* -1: none. ST_STOPPED; what was acknowledged stays, and a later push goes on from there */
     /* Both may be NULL. `where` is "file:line"; text says why. */

@@ -12,6 +12,7 @@
 #include <unistd.h>
 
 #include "base/check.h"
+#include "client/jsonl.h"
 #include "proto/record.h"
 
 enum {
@@ -352,9 +353,28 @@ static const char *set_chat(struct buf *out, const json_t *messages)
     return NULL;
 }
 
+/* The usual line: a text, and an id and a group that are strings or whole numbers, if anything. */
+static bool parse_usual(struct source *s, const char *line, size_t len)
+{
+    struct jsonl_field fields[] = {
+        {s->options.text_field, &s->text, JSONL_ABSENT},
+        {s->options.id_field, &s->id, JSONL_ABSENT},
+        {s->options.group_field, &s->group, JSONL_ABSENT},
+    };
+    buf_clear(&s->id);
+    buf_clear(&s->group);
+    s->kind = ALV__RECORD_KIND__RECORD_TEXT;
+    if (!jsonl_read((struct bytes){(const uint8_t *)line, len}, fields, 3) || fields[0].kind != JSONL_STRING)
+        return false;
+    return fields[1].kind != JSONL_OTHER && fields[2].kind != JSONL_OTHER &&
+           (!s->options.id_required || (fields[1].kind != JSONL_ABSENT && fields[1].kind != JSONL_NULL));
+}
+
 /* Parses one line into the pending record; returns why not. */
 static const char *parse_line(struct source *s, const char *line, size_t len, char *room, size_t size)
 {
+    if (parse_usual(s, line, len))
+        return NULL;
     json_error_t error;
     json_t *root = json_loadb(line, len, JSON_REJECT_DUPLICATES | JSON_ALLOW_NUL, &error);
     if (!root) {

@@ -274,6 +274,12 @@ enum status conn_wait(struct conn *const *conns, unsigned n_conns, const int *fd
     return rc != 0 || clock_ms() < end ? ST_OK : ST_TIMEOUT; /* earlier than asked: somebody is to knock again */
 }
 
+static void free_frame(void *data, void *hint)
+{
+    (void)hint;
+    free(data);
+}
+
 enum status conn_send(struct conn *c, uint16_t verb, uint64_t request_id, const ProtobufCMessage *message,
                       struct err *err)
 {
@@ -281,9 +287,16 @@ enum status conn_send(struct conn *c, uint16_t verb, uint64_t request_id, const 
     if (!c->up)
         return err_set(err, ST_AGAIN, "%s: not connected", c->where);
     enum status st = frame_encode(verb, request_id, message, &frame, err);
-    if (!st && zmq_send(c->socket, frame.data, frame.len, ZMQ_DONTWAIT) < 0)
+    if (st) {
+        buf_release(&frame);
+        return st;
+    }
+    zmq_msg_t msg; /* owns the frame from here on */
+    CHECK(zmq_msg_init_data(&msg, frame.data, frame.len, free_frame, NULL) == 0);
+    if (zmq_msg_send(&msg, c->socket, ZMQ_DONTWAIT) < 0) {
         st = err_set(err, errno == EAGAIN ? ST_AGAIN : ST_IO, "%s: cannot send: %s", c->where, zmq_strerror(errno));
-    buf_release(&frame);
+        zmq_msg_close(&msg);
+    }
     return st;
 }
 
