@@ -73,6 +73,10 @@ enum status report_held(struct db *db, uint32_t n, json_t **out, struct err *err
 enum status report_trace(const struct report_source *source, const Alv__Control *control, json_t **out,
                          struct err *err);
 
+/* Segments of a version whose first loss was far above their domain's: outliers.c. */
+struct manifest;
+enum status report_outliers(struct db *db, const struct manifest *m, json_t **out, struct err *err);
+
 json_t *json_number(double v); /* null when it is not finite */
 json_t *json_count(uint64_t v);
 json_t *json_digest(const struct digest *digest);

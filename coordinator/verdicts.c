@@ -16,9 +16,51 @@ static json_t *verdict_json(const struct state_verdict *v)
     json_object_set_new(j, "version", v->published ? json_count(v->version) : json_null());
     json_object_set_new(j, "published", json_boolean(v->published));
     json_object_set_new(j, "attempt", json_count(v->attempt));
+    json_object_set_new(j, "lease", v->lease ? json_count(v->lease) : json_null());
     json_object_set_new(j, "time_s", json_count(v->wall_s));
     json_object_set_new(j, "gate", text ? text : json_stringn((const char *)v->text.data, v->text.len));
     return j;
+}
+
+/* An earlier verdict of the round in short: which domains did it forget for certain? */
+static void add_brief(json_t *list, const struct buf *value)
+{
+    struct state_verdict v;
+    if (!state_verdict_get(buf_bytes(value), &v))
+        return;
+    json_t *full = verdict_json(&v), *j = json_object(), *forgets = json_array(), *domain;
+    json_t *gate = json_object_get(json_object_get(full, "gate"), "gate");
+    size_t i;
+    json_array_foreach(json_object_get(gate, "domains"), i,
+                       domain) if (json_number_value(json_object_get(domain, "low")) >
+                                   json_number_value(json_object_get(domain, "budget")))
+        json_array_append(forgets, json_object_get(domain, "domain"));
+    json_object_set(j, "attempt", json_object_get(json_object_get(full, "gate"), "attempt"));
+    json_object_set(j, "lease", json_object_get(full, "lease"));
+    json_object_set(j, "outcome", json_object_get(gate, "outcome"));
+    json_object_set_new(j, "forgets", forgets);
+    json_array_append_new(list, j);
+    json_decref(full);
+}
+
+static enum status add_outliers(struct db *db, uint64_t version, json_t *out, struct err *err)
+{
+    struct buf value = {0};
+    struct state_version *v = xmalloc(sizeof *v);
+    struct manifest *m = xcalloc(1, sizeof *m);
+    json_t *outliers = NULL;
+    enum status st = facts_version(db, version, &value, v, err);
+    if (!st)
+        st = manifest_decode(v->manifest.data, v->manifest.len, m, err);
+    if (!st)
+        st = report_outliers(db, m, &outliers, err);
+    if (!st)
+        json_object_set_new(out, "outliers", outliers);
+    manifest_release(m);
+    free(m);
+    free(v);
+    buf_release(&value);
+    return st;
 }
 
 enum status report_explain(const struct report_source *source, const Alv__Control *control, json_t **out,
@@ -29,6 +71,7 @@ enum status report_explain(const struct report_source *source, const Alv__Contro
     uint64_t round = control->number;
     struct buf value = {0}, next = {0};
     struct state_verdict verdict;
+    json_t *earlier = json_array();
     enum status st = ST_OK;
     if (!by_round) {
         struct state_version *v = xmalloc(sizeof *v);
@@ -48,11 +91,13 @@ enum status report_explain(const struct report_source *source, const Alv__Contro
             goto done;
     }
     bool found = false;
-    for (uint64_t attempt = 0; !st; attempt++) { /* the last attempt is the verdict */
-        struct state_key key = key_pair('v', round, attempt);
+    for (uint64_t n = 0; !st; n++) { /* the last is the round's */
+        struct state_key key = key_pair('v', round, n);
         buf_clear(&next);
         st = db_get(db, FAMILY_VERSIONS, key.b, key.len, &next, err);
         if (!st) {
+            if (found)
+                add_brief(earlier, &value);
             struct buf swap = value;
             value = next, next = swap, found = true;
         }
@@ -66,7 +111,13 @@ enum status report_explain(const struct report_source *source, const Alv__Contro
     if (st)
         goto done;
     *out = verdict_json(&verdict);
+    json_object_set(*out, "earlier", earlier);
+    if (verdict.published && (st = add_outliers(db, verdict.version, *out, err))) {
+        json_decref(*out);
+        *out = NULL;
+    }
 done:
+    json_decref(earlier);
     buf_release(&next);
     buf_release(&value);
     return st;

@@ -107,7 +107,7 @@ struct aggregated {
     enum status status; /* ST_OK or why no candidate could be made */
     char text[256];
     uint64_t round;
-    uint32_t attempt;         /* of the effect */
+    uint32_t attempt;         /* of the effect: names the candidate within its round */
     struct digest peft, gguf; /* blobs, durable */
     uint64_t peft_bytes, gguf_bytes;
     uint8_t peft_sha256[32], gguf_sha256[32];

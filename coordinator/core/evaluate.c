@@ -10,6 +10,9 @@
 #include "coordinator/core/internal.h"
 
 enum { TASK_WINDOWS_LEAST = 8, TASK_ATTEMPTS = 6 };
+/* Of the candidate's training FLOPs an evaluation may cost: a step is a forward pass and a backward one of twice its cost,
+ * a window two forward passes, the candidate's and the reference's. */
+static const double COST_SHARE = 0.25, TRAIN_PASSES = 3, WINDOW_PASSES = 2;
 static const double NOT_FINITE_NATS = 50; /* per token: what a candidate's loss that is not a number counts as */
 
 static void free_task(struct evaluation *e, uint32_t at)
@@ -128,15 +131,51 @@ static uint64_t missing(const struct evaluation *e)
     return n;
 }
 
+/* How many windows of each domain at each look. Known before the first loss, so that the error rate can be spent over the
+ * looks there will be; the first look is made whatever it costs, since a gate that sees nothing is none. */
+static void plan_looks(struct core *core)
+{
+    struct evaluation *e = &core->eval;
+    const struct settings *s = &core->config.settings;
+    e->training_tokens = 0;
+    for (uint32_t i = 0; i < core->n_leases; i++)
+        if (!core->round.suspect || core->leases[i]->s.id == core->round.suspect)
+            e->training_tokens += core->leases[i]->delta.target_tokens;
+    double most = COST_SHARE * TRAIN_PASSES * (double)e->training_tokens / WINDOW_PASSES / s->window_tokens;
+    for (unsigned i = 0; i < GATE_LOOKS; i++) {
+        double each = most / (e->n_domains ? e->n_domains : 1);
+        e->looks[i] = each < s->looks[i] ? (uint32_t)each : s->looks[i];
+        e->looks[i] = e->looks[i] < s->looks[0] ? s->looks[0] : e->looks[i];
+    }
+    for (e->n_looks = 1; e->n_looks < GATE_LOOKS && e->looks[e->n_looks] > e->looks[e->n_looks - 1];)
+        e->n_looks++;
+}
+
+void evaluate_cost(const struct core *core, struct buf *json)
+{
+    const struct evaluation *e = &core->eval;
+    const struct settings *s = &core->config.settings;
+    uint64_t windows = 0;
+    for (uint32_t i = 0; i < e->n_domains; i++)
+        windows += e->domains[i].n;
+    double training = TRAIN_PASSES * (double)(e->training_tokens ? e->training_tokens : 1);
+    buf_printf(json,
+               "{\"training_tokens\":%llu,\"windows\":%llu,\"of_training_flops\":%.4g,\"bound\":%.4g,"
+               "\"looks\":[%u,%u,%u],\"cut\":%s}",
+               (unsigned long long)e->training_tokens, (unsigned long long)windows,
+               (double)windows * WINDOW_PASSES * s->window_tokens / training, COST_SHARE, e->looks[0], e->looks[1],
+               e->looks[2], e->looks[GATE_LOOKS - 1] < s->looks[GATE_LOOKS - 1] ? "true" : "false");
+}
+
 /* Domains compared with the same version share tasks, since a task names its adapters once. */
 static void make_tasks(struct core *core)
 {
     struct evaluation *e = &core->eval;
-    const uint32_t *looks = core->config.settings.looks;
+    uint32_t wanted = e->looks[core->round.look < e->n_looks ? core->round.look : e->n_looks - 1];
     for (uint32_t i = 0; i < e->n_domains; i++) {
         struct eval_domain *d = &e->domains[i];
         if (!d->gate.decided)
-            d->n = d->available < looks[core->round.look] ? d->available : looks[core->round.look];
+            d->n = d->available < wanted ? d->available : wanted;
     }
     uint64_t size = missing(e) / (2 * (uint64_t)(roster_workers(core) + 1));
     size = size < TASK_WINDOWS_LEAST ? TASK_WINDOWS_LEAST : size > EVAL_TASK_WINDOWS ? EVAL_TASK_WINDOWS : size;
@@ -170,6 +209,7 @@ void evaluate_start(struct core *core)
     e->second_until = NEVER;
     for (uint32_t i = 0; i < e->n_domains; i++)
         take_windows(core, core->domains[i], &e->domains[i]);
+    plan_looks(core);
     use_loaded(e);
     make_tasks(core);
 }
@@ -503,8 +543,7 @@ void evaluate_check(struct core *core)
         gates[i] = e->domains[i].gate;
     }
     unsigned look = core->round.look;
-    enum gate_outcome outcome =
-        gate_judge(gates, e->n_domains, core->config.settings.error_rate, look, look == GATE_LOOKS - 1);
+    enum gate_outcome outcome = gate_judge(gates, e->n_domains, round_error_rate(core), look, look + 1 >= e->n_looks);
     for (uint32_t i = 0; i < e->n_domains; i++) {
         gates[i].decided = gates[i].outcome == GATE_PASS;
         e->domains[i].gate = gates[i];
@@ -514,6 +553,8 @@ void evaluate_check(struct core *core)
         round_store(core);
         make_tasks(core);
         wake(core, core->now); /* there may be nothing left to score */
+    } else if (core->round.suspect) {
+        diagnose_judged(core, outcome);
     } else {
         release_publish(core, outcome);
     }

@@ -104,12 +104,16 @@ enum gate_outcome gate_judge(struct gate_domain *domains, uint32_t n, double err
 {
     enum gate_outcome outcome = GATE_PASS;
     uint32_t judged = 0;
+    double share = 0;
+    look = look < GATE_LOOKS ? look : GATE_LOOKS - 1;
+    for (unsigned i = look; i < (last ? GATE_LOOKS : look + 1); i++)
+        share += SPENT[i];
     for (uint32_t i = 0; i < n; i++)
         judged += !domains[i].sentinel;
     for (uint32_t i = 0; i < n; i++) {
         if (domains[i].decided)
             continue;
-        domains[i].alpha = error_rate / (judged ? judged : 1) * SPENT[look < GATE_LOOKS ? look : GATE_LOOKS - 1];
+        domains[i].alpha = error_rate / (judged ? judged : 1) * share;
         domains[i].outcome = judge(&domains[i], last);
         if (domains[i].outcome > outcome)
             outcome = domains[i].outcome;

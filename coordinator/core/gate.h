@@ -3,7 +3,8 @@
  * For each domain the mean over windows of (candidate - reference), each in nats per token, gets a Student-t interval
  * whose one-sided error is error_rate / domains x the share of this look. The whole rate is spent over the looks
  * (SPENT: a quarter, a quarter, a half: most where most windows are), so that by the union bound the chance that any
- * domain is judged wrongly at any look is at most error_rate.
+ * domain is judged wrongly at any look is at most error_rate. Who knows before the first loss that there will be fewer
+ * looks says so with `last`, and the last one spends what is left.
  *   refuse   the lower bound is over the budget
  *   pass     the upper bound is under the budget
  *   else     look at more windows; undecided when there are no more, or at the last look: refuse
@@ -42,7 +43,7 @@ struct gate_domain {
     enum gate_outcome outcome;
 };
 
-/* look: 0 .. GATE_LOOKS - 1. `last`: no further look will be made. GATE_REFUSE if any domain refuses, else GATE_LOOK if
+/* look: 0 .. GATE_LOOKS - 1. `last`: no further look will be made, which does not depend on any loss. GATE_REFUSE if any domain refuses, else GATE_LOOK if
  * any wants more, else GATE_PASS. */
 enum gate_outcome gate_judge(struct gate_domain *domains, uint32_t n, double error_rate, unsigned look, bool last);
 

@@ -142,9 +142,11 @@ struct evaluation {
     struct eval_task *tasks;
     uint32_t n_tasks, tasks_cap, n_open; /* n_open: not granted */
     uint64_t next_task;
-    uint64_t second_until; /* second scores are not waited for any longer */
-    uint32_t unscored;     /* windows no worker managed to score */
-    double second_max;     /* largest difference between two machines, nats per token */
+    uint64_t second_until;               /* second scores are not waited for any longer */
+    uint32_t looks[GATE_LOOKS], n_looks; /* windows per domain at each; how many will be made */
+    uint64_t training_tokens;            /* of the deltas in the candidate */
+    uint32_t unscored;                   /* windows no worker managed to score */
+    double second_max;                   /* largest difference between two machines, nats per token */
     uint32_t second_n;
     char fingerprint[STATE_TEXT_MAX + 1]; /* of the first result */
 };
@@ -344,6 +346,8 @@ void planner_open_round(struct core *core); /* when it is time */
 void planner_pending(struct core *core);    /* pending text appeared or went */
 void planner_view(struct core *core);       /* what leases granted from now on replay from */
 uint32_t planner_ranges(uint32_t n_leases); /* most a lease may hold, of so many */
+void planner_add_segment(struct lease *l, struct domain_id domain, uint64_t offset, uint32_t *ranges_cap);
+void planner_add_lease(struct core *core, struct lease *l); /* takes it: stored, open, its segments leased */
 
 /* ---- lease.c */
 void lease_request(struct core *core, const struct event *event, struct member *m);
@@ -365,13 +369,24 @@ void round_check(struct core *core); /* closes it when it is time */
 void round_aggregate(struct core *core);
 void round_aggregated(struct core *core, const struct event *event);
 void round_refused(struct core *core, const char *text);
-void round_finish(struct core *core); /* after a verdict: forgets leases and deltas */
-void round_cancel(struct core *core); /* all its segments return to pending */
+void round_finish(struct core *core, bool published); /* after a verdict: forgets leases and deltas */
+void round_cancel(struct core *core);                 /* all its segments return to pending */
 void round_store(struct core *core);
+double round_error_rate(const struct core *core);              /* of the candidate at hand */
+void round_forget_leases(struct core *core, bool keep_losses); /* their deltas too; acks are remembered */
+void round_drop_candidate(struct core *core);
 void round_verdict(struct core *core, uint64_t version, const struct buf *json);
+void round_final_refusal(struct core *core, const char *text);
+
+/* ---- diagnose.c: which lease's data makes a round forget */
+void diagnose_start(struct core *core, const char *text); /* after the half step was refused, too */
+void diagnose_next(struct core *core);                    /* the next delta alone, or the rest together */
+void diagnose_judged(struct core *core, enum gate_outcome outcome);
+void diagnose_settings(const struct core *core, Alv__TrainConfig *train);
 
 /* ---- evaluate.c */
 void evaluate_start(struct core *core);
+void verdict_json(const struct core *core, enum gate_outcome outcome, struct buf *out);
 bool evaluate_grant(struct core *core, struct member *m); /* replies with a task if there is one for it */
 void evaluate_result(struct core *core, const struct event *event, struct member *m);
 bool evaluate_progress(struct core *core, const struct member *m, uint64_t id, uint32_t generation);
@@ -382,7 +397,8 @@ void evaluate_drop(struct core *core, struct domain_id domain, uint64_t first, u
 void evaluate_check(struct core *core);
 void evaluate_load(struct core *core, uint64_t task, const struct state_losses *losses);
 void evaluate_numbers(const struct core *core, uint32_t domain, uint32_t *windows, uint64_t *tokens, double *candidate,
-                      double *reference); /* sums over what was scored */
+                      double *reference);                      /* sums over what was scored */
+void evaluate_cost(const struct core *core, struct buf *json); /* what was spent of what may be */
 void evaluate_release(struct core *core);
 void evaluate_forget(struct core *core); /* memory and stored results */
 

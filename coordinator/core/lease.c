@@ -64,8 +64,10 @@ void lease_drop(struct core *core, uint32_t index, bool to_pending)
     if (to_pending)
         set_all(core, l, SEG_PENDING, 0);
     delete_key(core, FAMILY_LEASES, key_u64('l', l->s.id));
-    if (l->s.phase == LEASE_ACCEPTED)
+    if (l->s.phase == LEASE_ACCEPTED) {
         delete_key(core, FAMILY_DELTAS, key_u64('d', l->s.id));
+        delete_key(core, FAMILY_DELTAS, key_u64('f', l->s.id));
+    }
     forget(core, index);
 }
 
@@ -188,6 +190,8 @@ static Alv__TrainConfig *train_config(const struct core *core)
     t->history_permille = s->history_permille;
     t->sample_k = s->sample_k;
     t->delta_coding = s->delta_coding;
+    if (core->round.attempt == ATTEMPT_DIAGNOSE)
+        diagnose_settings(core, t);
     return t;
 }
 

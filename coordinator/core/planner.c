@@ -64,7 +64,7 @@ void planner_view(struct core *core)
     }
 }
 
-static void add_segment(struct lease *l, struct domain_id domain, uint64_t offset, uint32_t *cap)
+void planner_add_segment(struct lease *l, struct domain_id domain, uint64_t offset, uint32_t *cap)
 {
     struct range *last = l->s.n_ranges ? &l->s.ranges[l->s.n_ranges - 1] : NULL;
     if (last && last->domain.v == domain.v && last->first + last->count == offset) {
@@ -98,36 +98,39 @@ static void slice_domain(struct core *core, struct domain *d, const struct plan 
         index = next;
         if (n_ranges > plan->ranges_max) /* scattered text: the rest of this slice waits for another round */
             continue;
-        add_segment(leases[index], d->id, offset, &caps[index]);
+        planner_add_segment(leases[index], d->id, offset, &caps[index]);
         leases[index]->s.tokens += domain_tokens(core, d, slot->bytes);
         last = offset;
         taken += slot->bytes;
     }
 }
 
-static void store_leases(struct core *core, struct lease **leases, uint32_t n)
+void planner_add_lease(struct core *core, struct lease *l)
 {
-    for (uint32_t i = 0; i < n; i++) {
-        struct lease *l = leases[i];
-        if (!l->s.n_ranges) {
-            free(l);
-            continue;
-        }
-        l->s.id = ++core->counters.lease;
-        l->s.round = core->round.number;
-        l->s.exclusion_seq = core->round.exclusion_seq;
-        uint8_t id[8];
-        for (unsigned j = 0; j < 8; j++)
-            id[j] = (uint8_t)(l->s.id >> (8 * j));
-        l->s.seed = hash_sip(&core->config.seed, id, sizeof id);
-        core->leases[core->n_leases++] = l;
-        core->n_open++;
-        lease_store(core, l);
-        for (uint32_t j = 0; j < l->s.n_ranges; j++) {
-            struct range r = l->s.ranges[j];
-            domain_set(core, core->domains[r.domain.v], r.first, r.count, SEG_LEASED, 0);
-        }
+    uint8_t id[8];
+    l->s.id = ++core->counters.lease;
+    core->counters_dirty = true;
+    l->s.round = core->round.number;
+    l->s.exclusion_seq = core->round.exclusion_seq;
+    for (unsigned j = 0; j < 8; j++)
+        id[j] = (uint8_t)(l->s.id >> (8 * j));
+    l->s.seed = hash_sip(&core->config.seed, id, sizeof id);
+    core->leases[core->n_leases++] = l;
+    core->n_open++;
+    lease_store(core, l);
+    for (uint32_t j = 0; j < l->s.n_ranges; j++) {
+        struct range r = l->s.ranges[j];
+        domain_set(core, core->domains[r.domain.v], r.first, r.count, SEG_LEASED, 0);
     }
+}
+
+static void add_leases(struct core *core, struct lease **leases, uint32_t n)
+{
+    for (uint32_t i = 0; i < n; i++)
+        if (leases[i]->s.n_ranges)
+            planner_add_lease(core, leases[i]);
+        else
+            free(leases[i]);
     core->round.n_leases = core->n_leases;
 }
 
@@ -148,7 +151,7 @@ static void open_round(struct core *core, const struct plan *plan)
     for (uint32_t i = 1; i < core->n_domains; i++)
         if (fresh(core->domains[i]))
             slice_domain(core, core->domains[i], plan, leases, caps);
-    store_leases(core, leases, plan->n);
+    add_leases(core, leases, plan->n);
     round_store(core);
     for (uint32_t i = 1; i < core->n_domains; i++) { /* what was taken need not be looked at again */
         struct domain *d = core->domains[i];

@@ -266,19 +266,24 @@ static void add_domains(const struct core *core, struct manifest *m)
     }
 }
 
-static void verdict_json(const struct core *core, enum gate_outcome outcome, struct buf *out)
+void verdict_json(const struct core *core, enum gate_outcome outcome, struct buf *out)
 {
+    static const char *const names[ROUND_ATTEMPTS] = {"full step", "half step", "each lease alone", "the rest"};
     const struct evaluation *e = &core->eval;
     struct gate_domain *gates = xcalloc(e->n_domains + 1, sizeof *gates);
     for (uint32_t i = 0; i < e->n_domains; i++)
         gates[i] = e->domains[i].gate;
-    buf_printf(
-        out,
-        "{\"round\":%llu,\"step\":%g,\"leases\":%u,\"opened_with\":%u,\"averaging_error\":%.6g,\"update_norm\":%.6g,"
-        "\"unscored_windows\":%u,\"scored_twice\":{\"windows\":%u,\"largest_difference\":%.6g},\"gate\":",
-        (unsigned long long)core->round.number, core->round.attempt ? 0.5 : 1.0, core->n_leases, core->round.n_leases,
-        core->round.error_ratio, core->round.update_norm, e->unscored, e->second_n, e->second_max);
-    gate_explain(gates, e->n_domains, core->config.settings.error_rate, core->round.look, outcome, out);
+    buf_printf(out,
+               "{\"round\":%llu,\"attempt\":\"%s\",\"lease\":%llu,\"step\":%g,\"leases\":%u,\"opened_with\":%u,"
+               "\"averaging_error\":%.6g,\"update_norm\":%.6g,"
+               "\"unscored_windows\":%u,\"scored_twice\":{\"windows\":%u,\"largest_difference\":%.6g},\"cost\":",
+               (unsigned long long)core->round.number, names[core->round.attempt],
+               (unsigned long long)core->round.suspect, core->round.attempt == ATTEMPT_HALF ? 0.5 : 1.0, core->n_leases,
+               core->round.n_leases, core->round.error_ratio, core->round.update_norm, e->unscored, e->second_n,
+               e->second_max);
+    evaluate_cost(core, out);
+    buf_printf(out, ",\"gate\":");
+    gate_explain(gates, e->n_domains, round_error_rate(core), core->round.look, outcome, out);
     buf_printf(out, "}");
     free(gates);
 }
@@ -358,7 +363,7 @@ void release_publish(struct core *core, enum gate_outcome outcome)
     parent_digest(core, m.parent, &m.parent_manifest);
     m.flags = core->round.n_leases != core->n_leases ? MANIFEST_PARTIAL : 0;
     m.error_rate = core->config.settings.error_rate;
-    m.step_factor = core->round.attempt ? 0.5 : 1;
+    m.step_factor = core->round.attempt == ATTEMPT_HALF ? 0.5 : 1;
     m.averaging_error = core->round.error_ratio;
     m.update_norm = core->round.update_norm;
     m.clip_norm = core->round.clip_norm;
@@ -384,7 +389,7 @@ void release_publish(struct core *core, enum gate_outcome outcome)
     round_verdict(core, m.number, &json);
     settle_leases(core, m.number);
     core->counters.refusals = 0;
-    round_finish(core);
+    round_finish(core, true);
     drop_old_files(core);
 done:
     manifest_release(&m);

@@ -1,4 +1,5 @@
-/* Rounds are serial: open, aggregated, evaluated, verdict. A refused one is tried once more with half the step. */
+/* Rounds are serial: open, aggregated, evaluated, verdict. A refused one is tried with half the step, then the culprit is
+ * looked for (diagnose.c). */
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
@@ -27,11 +28,13 @@ static void close_books(struct core *core)
     planner_pending(core);
 }
 
-static void forget_leases(struct core *core)
+void round_forget_leases(struct core *core, bool keep_losses)
 {
     for (uint32_t i = 0; i < core->n_leases; i++) {
         struct lease *l = core->leases[i];
         delete_key(core, FAMILY_LEASES, key_u64('l', l->s.id));
+        if (l->s.phase == LEASE_ACCEPTED && !keep_losses)
+            delete_key(core, FAMILY_DELTAS, key_u64('f', l->s.id));
         if (l->s.phase == LEASE_ACCEPTED) {
             core->old_acks = xrealloc_array(core->old_acks, core->old_acks_n + 1, sizeof *core->old_acks);
             core->old_acks[core->old_acks_n++] = (struct old_ack){l->s.id, l->s.generation};
@@ -41,13 +44,13 @@ static void forget_leases(struct core *core)
     lease_forget_all(core);
 }
 
-void round_finish(struct core *core)
+void round_finish(struct core *core, bool published)
 {
     close_books(core);
-    forget_leases(core);
+    round_forget_leases(core, published);
 }
 
-static void drop_candidate(struct core *core)
+void round_drop_candidate(struct core *core)
 {
     const struct version_files *f = &core->round.candidate;
     for (size_t i = 0; i < core->versions_n; i++) /* a candidate may equal a version bit for bit */
@@ -61,13 +64,13 @@ void round_cancel(struct core *core)
 {
     if (core->round.phase == ROUND_NONE)
         return;
-    drop_candidate(core);
+    round_drop_candidate(core);
     for (uint32_t i = 0; i < core->n_leases; i++)
         for (uint32_t j = 0; j < core->leases[i]->s.n_ranges; j++) {
             struct range r = core->leases[i]->s.ranges[j];
             domain_set(core, core->domains[r.domain.v], r.first, r.count, SEG_PENDING, 0);
         }
-    round_finish(core);
+    round_finish(core, false);
 }
 
 /* How long a lease of this round should take: by the slowest rate its workers report, but at least as long as the
@@ -95,7 +98,7 @@ void round_check(struct core *core)
     if (core->round.phase != ROUND_OPEN)
         return;
     if (!core->n_leases) { /* all its data is held */
-        round_finish(core);
+        round_finish(core, false);
         return;
     }
     if (core->n_accepted < core->n_leases) {
@@ -120,10 +123,27 @@ void round_check(struct core *core)
     for (uint32_t i = core->n_leases; i-- > 0;)
         if (core->leases[i]->s.phase != LEASE_ACCEPTED)
             lease_drop(core, i, true);
+    planner_pending(core);
+    if (core->round.attempt == ATTEMPT_DIAGNOSE) {
+        diagnose_next(core);
+        return;
+    }
     core->round.phase = ROUND_AGGREGATING;
     round_store(core);
-    planner_pending(core);
     round_aggregate(core);
+}
+
+static bool in_candidate(const struct core *core, const struct lease *l)
+{
+    return !core->round.suspect || l->s.id == core->round.suspect;
+}
+
+static uint32_t candidate_deltas(const struct core *core)
+{
+    uint32_t n = 0;
+    for (uint32_t i = 0; i < core->n_leases; i++)
+        n += in_candidate(core, core->leases[i]);
+    return n;
 }
 
 void round_aggregate(struct core *core)
@@ -135,30 +155,34 @@ void round_aggregate(struct core *core)
     CHECK(parent);
     struct effect *e = add_effect(core, EFFECT_AGGREGATE);
     e->aggregate.round = core->round.number;
-    e->aggregate.attempt = core->round.attempt;
-    e->aggregate.step = core->round.attempt ? 0.5 : 1;
+    e->aggregate.attempt = core->round.verdicts;
+    e->aggregate.step = core->round.attempt == ATTEMPT_HALF ? 0.5 : 1;
     e->aggregate.parent = core->round.parent;
     e->aggregate.parent_peft = parent->files.peft;
-    e->aggregate.n = core->n_leases;
     e->aggregate.deltas = xcalloc(core->n_leases, sizeof *e->aggregate.deltas);
     for (uint32_t i = 0; i < core->n_leases; i++) {
         const struct state_delta *d = &core->leases[i]->delta;
-        e->aggregate.deltas[i] = (struct aggregate_delta){d->lease, d->digest, d->bytes, d->target_tokens};
+        if (in_candidate(core, core->leases[i]))
+            e->aggregate.deltas[e->aggregate.n++] =
+                (struct aggregate_delta){d->lease, d->digest, d->bytes, d->target_tokens};
     }
 }
 
 /* Deltas that may not take part: their data is held. Returns how many there were. */
 static uint32_t hold_refused(struct core *core, const struct aggregated *a)
 {
-    uint32_t n = 0;
-    for (uint32_t i = a->n; i-- > 0;) {
-        if (a->deltas[i].refused) {
+    uint32_t n = 0, left = a->n;
+    for (uint32_t i = core->n_leases; i-- > 0 && left;) {
+        if (!in_candidate(core, core->leases[i]))
+            continue;
+        left--;
+        if (a->deltas[left].refused) {
             drop_blob(core, &core->leases[i]->delta.digest);
             lease_hold(core, i, "its delta was not finite or malformed");
             n++;
             continue;
         }
-        core->leases[i]->s.weight = a->deltas[i].weight;
+        core->leases[i]->s.weight = a->deltas[left].weight;
         lease_store(core, core->leases[i]);
     }
     return n;
@@ -168,8 +192,8 @@ void round_aggregated(struct core *core, const struct event *event)
 {
     const struct aggregated *a = event->aggregated;
     struct state_round *r = &core->round;
-    if (r->phase != ROUND_AGGREGATING || a->round != r->number || a->attempt != r->attempt ||
-        (a->n && a->n != core->n_leases)) {
+    if (r->phase != ROUND_AGGREGATING || a->round != r->number || a->attempt != r->verdicts ||
+        (a->n && a->n != candidate_deltas(core))) {
         bool known = digest_eq(&a->peft, &r->candidate.peft);
         for (size_t i = 0; i < core->versions_n; i++)
             known |= digest_eq(&a->peft, &core->versions[i].files.peft);
@@ -181,7 +205,10 @@ void round_aggregated(struct core *core, const struct event *event)
     }
     uint32_t refused = hold_refused(core, a);
     if (!core->n_leases) {
-        round_finish(core);
+        round_finish(core, false);
+    } else if (a->status && refused && r->suspect) {
+        r->suspect = 0;
+        diagnose_next(core);
     } else if (a->status && refused) {
         round_aggregate(core); /* again, without them */
     } else if (a->status) {
@@ -207,26 +234,42 @@ void round_verdict(struct core *core, uint64_t version, const struct buf *json)
 {
     struct state_verdict v = {.round = core->round.number,
                               .version = version,
+                              .lease = core->round.suspect,
                               .wall_s = core->wall_s,
                               .published = version != 0,
                               .attempt = core->round.attempt,
                               .text = buf_bytes(json)};
-    PUT(core, FAMILY_VERSIONS, key_pair('v', core->round.number, core->round.attempt), state_verdict, &v);
+    PUT(core, FAMILY_VERSIONS, key_pair('v', core->round.number, core->round.verdicts), state_verdict, &v);
+    core->round.verdicts++; /* stored with what follows from it */
+}
+
+double round_error_rate(const struct core *core)
+{
+    double rate = core->config.settings.error_rate; /* one decision a lease: the rate is divided once more */
+    return core->round.suspect && core->round.n_leases ? rate / core->round.n_leases : rate;
 }
 
 void round_refused(struct core *core, const char *text)
 {
-    drop_candidate(core);
-    if (core->round.attempt == 0) {
-        evaluate_forget(core);
-        memset(&core->round.candidate, 0, sizeof core->round.candidate);
-        core->round.attempt = 1;
-        core->round.phase = ROUND_AGGREGATING;
-        round_store(core);
-        round_aggregate(core);
+    if (core->round.attempt == ATTEMPT_REST) {
+        round_final_refusal(core, text);
         return;
     }
+    round_drop_candidate(core);
     memset(&core->round.candidate, 0, sizeof core->round.candidate);
+    if (core->round.attempt == ATTEMPT_HALF) {
+        diagnose_start(core, text);
+        return;
+    }
+    evaluate_forget(core);
+    core->round.attempt = ATTEMPT_HALF;
+    core->round.phase = ROUND_AGGREGATING;
+    round_store(core);
+    round_aggregate(core);
+}
+
+void round_final_refusal(struct core *core, const char *text)
+{
     core->counters.refusals++;
     if (core->counters.refusals >= REFUSALS_MAX) {
         core->counters.stopped = true;

@@ -265,13 +265,15 @@ static void io_state_round(struct io *io, struct state_round *v)
     io_u8(io, &v->phase);
     io_limit(io, v->phase, ROUND_EVALUATING);
     io_u8(io, &v->attempt);
-    io_limit(io, v->attempt, 1);
+    io_limit(io, v->attempt, ROUND_ATTEMPTS - 1);
     io_u8(io, &v->look);
     io_limit(io, v->look, 2);
     io_u64(io, &v->parent);
     io_u64(io, &v->exclusion_seq);
     io_u64(io, &v->opened_s);
     io_u32(io, &v->n_leases);
+    io_u32(io, &v->verdicts);
+    io_u64(io, &v->suspect);
     io_files(io, &v->candidate);
     io_f64(io, &v->error_ratio);
     io_f64(io, &v->update_norm);
@@ -298,6 +300,8 @@ static void io_state_lease(struct io *io, struct state_lease *v)
     io_u64(io, &v->tokens);
     io_u64(io, &v->exclusion_seq);
     io_f64(io, &v->weight);
+    io_u8(io, &v->blame);
+    io_limit(io, v->blame, BLAME_FORGETS);
     io_ranges(io, &v->n_ranges, &v->ranges);
 }
 
@@ -393,6 +397,7 @@ static void io_state_verdict(struct io *io, struct state_verdict *v)
 {
     io_u64(io, &v->round);
     io_u64(io, &v->version);
+    io_u64(io, &v->lease);
     io_u64(io, &v->wall_s);
     io_u8(io, &v->published);
     io_u8(io, &v->attempt);

@@ -13,7 +13,7 @@
  * DEDUPE   "c" content: where it lives · "i" id: its revisions
  * LEASES   "l" lease of the round in progress
  * DELTAS   "d" lease: accepted delta · "f" lease: first-pass losses
- * VERSIONS "m" number: version · "v" round, attempt: verdict
+ * VERSIONS "m" number: version · "v" round, n: verdict
  * MATRIX   "r" version, domain: losses · "e" round, task: evaluation results of the round in progress
  * AUDIT    "a" n: operator's action · "t" slot: token and its answer · "r" id: its retraction
  *
@@ -158,14 +158,24 @@ struct state_link { /* offsets [first of the key, + count) repeat the segments f
 
 enum round_phase { ROUND_NONE, ROUND_OPEN, ROUND_AGGREGATING, ROUND_EVALUATING };
 
+enum round_attempt {
+    ATTEMPT_FULL,     /* the mean of all deltas */
+    ATTEMPT_HALF,     /* half of that step */
+    ATTEMPT_DIAGNOSE, /* the same data again in single-domain leases, each delta judged alone */
+    ATTEMPT_REST,     /* those that are not to blame together */
+    ROUND_ATTEMPTS
+};
+
 struct state_round {
     uint64_t number;
     uint8_t phase;   /* enum round_phase */
-    uint8_t attempt; /* 0: the full step, 1: half of it */
+    uint8_t attempt; /* enum round_attempt */
     uint8_t look;    /* evaluation: 0, 1, 2 */
     uint64_t parent, opened_s;
     uint64_t exclusion_seq; /* of the view below: what its leases replay from */
     uint32_t n_leases;      /* opened with */
+    uint32_t verdicts;      /* given so far: numbers them */
+    uint64_t suspect;       /* ATTEMPT_DIAGNOSE: the lease whose delta alone is the candidate; 0: none yet */
     struct version_files candidate;
     double error_ratio, update_norm, clip_norm;
     uint32_t n_domains;
@@ -176,6 +186,7 @@ struct state_round {
 };
 
 enum lease_phase { LEASE_OPEN, LEASE_GRANTED, LEASE_ACCEPTED };
+enum lease_blame { BLAME_UNKNOWN, BLAME_NONE, BLAME_FORGETS };
 
 struct state_lease {
     uint64_t id, round, seed;
@@ -188,6 +199,7 @@ struct state_lease {
     uint64_t tokens;        /* fresh, estimated */
     uint64_t exclusion_seq; /* what was taken out of the log up to here is not in it */
     double weight;          /* in the candidate, once aggregated */
+    uint8_t blame;          /* enum lease_blame */
     uint32_t n_ranges;
     struct range *ranges; /* owned; ascending */
 };
@@ -258,6 +270,7 @@ struct state_version {
 
 struct state_verdict {
     uint64_t round, version; /* version: 0 when refused */
+    uint64_t lease;          /* whose delta alone was judged; 0: all */
     uint64_t wall_s;
     uint8_t published, attempt;
     struct bytes text; /* JSON, gate.h; borrowed */

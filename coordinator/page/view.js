@@ -99,7 +99,7 @@ function roundTile(r) {
   if (r.phase === 'none') return tile('Round', 'idle', 'A round begins when enough text is pending.');
   const notes = r.phase === 'open' ? `${r.leases_accepted} of ${plural(r.leases, 'lease')} in${r.leases_open ? `, ${r.leases_open} with nobody` : ''}`
     : r.phase === 'evaluating' ? `${plural(r.evaluations, 'evaluation')} to come, look ${r.look + 1}` : 'deltas become a candidate';
-  return tile('Round ' + r.round, r.phase, notes, r.attempt ? ' (half step)' : '');
+  return tile('Round ' + r.round, r.phase, notes, ['', ' (half step)', ' (each lease alone)', ' (the rest)'][r.attempt] || '');
 }
 
 function tiles(state) {
@@ -283,7 +283,7 @@ function verdict(state, v) {
   const gate = gateOf(v), step = v.gate && v.gate.step < 1 ? ', half the step' : '';
   const rows = gate ? gate.domains.map(d => h('tr', {}, h('th', { scope: 'row' }, d.domain), number(nats(d.mean, true)), number(nats(d.low, true)),
     number(nats(d.high, true)), number(nats(d.budget, true)), number(`${d.windows} of ${d.available}`), number('v' + d.reference), h('td', { class: 'words' }, d.remark))) : [];
-  return h('li', { 'data-key': `verdict-${v.round}-${v.attempt}` }, h('details', {},
+  return h('li', { 'data-key': `verdict-${v.round}-${v.attempt}-${v.lease || 0}` }, h('details', {},
     h('summary', {}, v.published ? badge('on', 'published v' + v.version) : badge('bad', 'refused'), ` Round ${v.round}${step}, ${age(state, v.time_s)} ago. `, h('span', { class: 'words' }, verdictWords(v))),
     gate && h('p', { class: 'note' }, `Candidate minus reference in nats per token. A wrong verdict has a chance of at most ${percent(gate.error_rate)}, look ${gate.look}; ` +
       `${plural(v.gate.leases, 'lease')}, error of averaging ${percent(v.gate.averaging_error)}.`),

@@ -430,7 +430,8 @@ int main(int argc, char **argv)
         round_of(&l, 4, 100001);
         work_until(&l, "quarantined", 1);
         l.refuses = false;
-        l.harms = true;
+        l.harms = true; /* in two domains: were it one lease, its data would be held and the line go on */
+        push(&l, 4, 100003);
         round_of(&l, 5, 100002);
         work_until(&l, "stopped", 1);
         control(&l, ALV__CONTROL_VERB__CONTROL_ROLLBACK, NULL, NULL, versions - 2);

@@ -14,7 +14,7 @@
 #include "proto/codec.h"
 #include "proto/manifest.h"
 
-enum { RECORDS = 200, WAIT_MS = 20000, TASKS_MAX = 60 };
+enum { RECORDS = 200, WAIT_MS = 20000, TASKS_MAX = 60, ODD = 3 /* segment of each lease, unlike the others */ };
 
 struct stage {
     const char *dir, *operator_join, *worker_join;
@@ -176,7 +176,7 @@ static bool do_lease(struct stage *s, const Alv__Lease *lease)
     }
     s->segments += n;
     for (uint64_t i = 0; i < n; i++)
-        buf_put_f32(&losses, 2.5f);
+        buf_put_f32(&losses, i == ODD ? 9.0f : 2.5f + 0.01f * (float)(i % 7));
     bool ok = load_adapter(&s->bulk, lease->parent_adapter, &s->shape, parent);
     rng_seed(&rng, lease->seed);
     for (size_t i = 0; i < floats; i++)
@@ -325,6 +325,10 @@ static void check_reports(struct stage *s)
     json_decref(j);
     j = ask_json(s, ALV__CONTROL_VERB__CONTROL_EXPLAIN, 1, NULL);
     EXPECT(json_is_true(json_object_get(j, "published")) && json_is_object(json_object_get(j, "gate")));
+    EXPECT_EQ(json_array_size(json_object_get(j, "earlier")), 0);
+    json_t *outliers = json_object_get(j, "outliers");
+    EXPECT(json_array_size(outliers) >= 1 && json_array_size(outliers) <= TASKS_MAX); /* one a lease, ODD */
+    EXPECT_NEAR(json_number_value(json_object_get(json_array_get(outliers, 0), "loss")), 9, 1e-6);
     json_decref(j);
 
     j = ask_json(s, ALV__CONTROL_VERB__CONTROL_TRACE, 1, NULL);

@@ -102,16 +102,19 @@ static void test_a_forgetting_candidate_is_refused(void)
     w.auto_aggregate = false;
     uint64_t trained = look(&w)->domains[1].segments;
     for (uint32_t round = 1; round <= 3; round++) {
-        for (uint32_t attempt = 0; attempt < 2; attempt++) {
-            world_work(&w, workers, WORKERS);
-            REQUIRE(w.aggregate_wanted);
+        world_work(&w, workers, WORKERS);
+        uint32_t attempt = 0;
+        for (; w.aggregate_wanted; attempt++) { /* the step, half of it, then each lease alone: all of them forget */
             EXPECT_EQ(w.aggregate.aggregate.round, round);
             EXPECT_EQ(w.aggregate.aggregate.attempt, attempt);
-            EXPECT_NEAR(w.aggregate.aggregate.step, attempt ? 0.5 : 1, 0);
+            EXPECT_NEAR(w.aggregate.aggregate.step, attempt == 1 ? 0.5 : 1, 0);
+            EXPECT(attempt < 2 || w.aggregate.aggregate.n == 1);
             world_aggregated(&w, ST_OK, -1);
+            world_work(&w, workers, WORKERS);
         }
-        world_work(&w, workers, WORKERS);
+        EXPECT(attempt > 3);
         struct snapshot *s = look(&w);
+        EXPECT_EQ(s->quarantined, 0); /* it is not the data */
         EXPECT(s->version == 0 && s->phase == ROUND_NONE && s->refusals == round && s->stopped == (round == 3));
         EXPECT_EQ(s->domains[1].count[SEG_PENDING], trained);
         EXPECT(world_counts_once(&w));
@@ -133,6 +136,91 @@ static void test_a_forgetting_candidate_is_refused(void)
     EXPECT_EQ(look(&w)->version, 1);
     EXPECT(!look(&w)->stopped && !look(&w)->alarm[0]);
     world_close(&w);
+}
+
+static struct state_verdict verdict_of(const struct world *w, uint64_t round, uint64_t n, bool *there)
+{
+    struct bytes value;
+    struct state_verdict v = {0};
+    *there = world_has(w, FAMILY_VERSIONS, key_pair('v', round, n), &value) && state_verdict_get(value, &v);
+    return v;
+}
+
+static void test_the_culprit_is_found_and_the_rest_goes_on(void)
+{
+    struct world w;
+    bool there;
+    world_open(&w);
+    hello_all(&w);
+    world_control(&w, ALV__CONTROL_VERB__CONTROL_DOMAIN_SET, "manuals", "", "", 0);
+    fill(&w, "a", 6);
+    struct peer p = world_peer(PLANE_INGEST, 10);
+    world_push_many(&w, p, world_push_open(&w, p, "b", "manuals", NULL), 0, "m", 100, 1900);
+    uint64_t trained = look(&w)->domains[1].segments + snap->domains[2].segments;
+    w.poison = 77;
+    w.auto_aggregate = false;
+    world_work(&w, workers, WORKERS);
+    for (int i = 0; i < 2; i++) {
+        world_aggregated(&w, ST_OK, -1);
+        if (i == 0)
+            world_work(&w, workers, WORKERS);
+    }
+    const Alv__Task *t = NULL;
+    for (int i = 0; i < 100 && !(t && t->lease); i++) /* the half step is scored, and the text dealt out again */
+        if ((t = world_task(&w, workers[i % WORKERS])) && t->evaluate)
+            world_score(&w, workers[i % WORKERS], t->evaluate);
+    REQUIRE(t && t->lease);
+    EXPECT(look(&w)->round_attempt == ATTEMPT_DIAGNOSE && snap->phase == ROUND_OPEN && snap->round == 1);
+    EXPECT_NEAR(t->lease->train->lr, w.config.settings.lr / 2, 1e-9);
+    EXPECT(t->lease->train->anchor_permille == 100 && t->lease->train->history_permille == 400);
+    for (size_t i = 0; i < t->lease->n_fresh; i++)
+        EXPECT_EQ(t->lease->fresh[i]->domain, t->lease->fresh[0]->domain);
+    uint32_t leases = snap->n_leases;
+    EXPECT(leases > WORKERS);
+    world_restart(&w);
+    hello_all(&w);
+    w.auto_aggregate = true;
+    world_work(&w, workers, WORKERS);
+    EXPECT(look(&w)->version == 1 && snap->quarantined == 1 && !snap->refusals && snap->phase == ROUND_NONE);
+    uint64_t held = snap->domains[1].count[SEG_QUARANTINED];
+    EXPECT(held && held < trained / 5 && !snap->domains[2].count[SEG_QUARANTINED]); /* one lease's */
+    EXPECT_EQ(snap->domains[1].count[SEG_DONE] + snap->domains[2].count[SEG_DONE] + held, trained);
+    unsigned alone = 0, bad = 0;
+    for (uint64_t n = 0; n < leases + 3; n++) {
+        struct state_verdict v = verdict_of(&w, 1, n, &there);
+        REQUIRE(there);
+        EXPECT_EQ(v.attempt, n < 2 ? n : n < leases + 2 ? ATTEMPT_DIAGNOSE : ATTEMPT_REST);
+        EXPECT(v.published == (n == leases + 2));
+        alone += v.lease != 0;
+        bad += v.lease && memmem(v.text.data, v.text.len, "\"outcome\":\"refuse\"", 18) != NULL;
+    }
+    EXPECT(alone == leases && bad == 1);
+    verdict_of(&w, 1, leases + 3, &there);
+    EXPECT(!there && world_counts_once(&w));
+    world_close(&w);
+}
+
+/* What an evaluation may cost of the round's training decides the looks before anything is scored. */
+static void test_an_evaluation_costs_no_more_than_it_may(void)
+{
+    for (int big = 0; big < 2; big++) {
+        struct world w;
+        bool there;
+        world_open(&w);
+        hello_all(&w);
+        w.target_tokens = big ? 10000000 : 1000;
+        w.candidate_loss = 2.02; /* on the edge of the budget: as many looks as there are */
+        fill(&w, "a", 20);
+        world_work(&w, workers, WORKERS);
+        struct state_verdict v = verdict_of(&w, 1, 0, &there);
+        REQUIRE(there && v.text.len);
+        char *text = strndup((const char *)v.text.data, v.text.len);
+        EXPECT((strstr(text, "\"cut\":true") != NULL) == !big);
+        EXPECT((strstr(text, "\"looks\":[64,64,64]") != NULL) == !big);
+        EXPECT((strstr(text, "\"looks\":[64,128,256]") != NULL) == big);
+        free(text);
+        world_close(&w);
+    }
 }
 
 static void test_a_bad_delta_is_held_and_the_rest_goes_on(void)
@@ -371,6 +459,8 @@ int main(void)
     RUN(test_a_round_is_published);
     RUN(test_a_forgetting_candidate_is_refused);
     RUN(test_a_sentinel_is_measured_and_not_judged);
+    RUN(test_the_culprit_is_found_and_the_rest_goes_on);
+    RUN(test_an_evaluation_costs_no_more_than_it_may);
     RUN(test_a_bad_delta_is_held_and_the_rest_goes_on);
     RUN(test_quorum_and_grace);
     RUN(test_aggregation_is_retried);

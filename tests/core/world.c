@@ -84,7 +84,8 @@ void world_open(struct world *w)
     struct sign_secret secret;
     struct version_files v0 = {.peft_bytes = 1, .gguf_bytes = 1};
     struct batch first = {0};
-    *w = (struct world){.now = 1000, .wall_s = 1700000000, .candidate_loss = 1.9, .auto_aggregate = true};
+    *w = (struct world){
+        .now = 1000, .wall_s = 1700000000, .candidate_loss = 1.9, .auto_aggregate = true, .target_tokens = 1000000};
     settings_default(&w->config.settings);
     CHECK(name_set(&w->config.line, "test", 4));
     w->config.card.arch = (struct arch){.kind = ARCH_LLAMA,
@@ -334,8 +335,12 @@ const struct said *world_commit_delta(struct world *w, struct peer worker, const
     uint64_t what[2] = {lease->id, generation};
     hash_blake2b(what, sizeof what, &digest);
     size_t n = 0;
-    for (size_t i = 0; i < lease->n_fresh; i++)
-        n += lease->fresh[i]->count;
+    for (size_t i = 0; i < lease->n_fresh; i++) {
+        const Alv__Range *r = lease->fresh[i];
+        n += r->count;
+        if (w->poison && r->domain == 1 && w->poison >= r->first && w->poison - r->first < r->count)
+            w->bad_leases[w->n_bad++ % 64] = lease->id;
+    }
     float *losses = xcalloc(n, sizeof *losses);
     blob.digest = (ProtobufCBinaryData){DIGEST_LEN, digest.b};
     blob.bytes = 100;
@@ -344,7 +349,7 @@ const struct said *world_commit_delta(struct world *w, struct peer worker, const
     c.session_counter = lease->session_counter;
     c.session_incarnation = lease->session_incarnation;
     c.delta = &blob;
-    c.target_tokens = 1000;
+    c.target_tokens = w->target_tokens;
     c.first_losses = (ProtobufCBinaryData){4 * n, (uint8_t *)losses};
     const struct said *s = world_send(w, worker, VERB_DELTA_COMMIT, &c);
     free(losses);
@@ -355,13 +360,13 @@ const struct said *world_score(struct world *w, struct peer worker, const Alv__E
 {
     Alv__EvalResult r = ALV__EVAL_RESULT__INIT;
     size_t n = task->n_windows;
-    double *nll = xcalloc(2 * n, sizeof *nll);
+    double *nll = xcalloc(2 * n, sizeof *nll), harm = task->adapters[0]->adapter->digest.data[31] == 1 ? 0.5 : 0;
     uint32_t *tokens = xcalloc(n, sizeof *tokens);
     for (size_t i = 0; i < n; i++) {
         uint64_t h = task->windows[i]->first * 0x9e3779b97f4a7c15u;
         double noise = (double)(h >> 40) * 0x1p-24 - 0.5; /* of the window: the same for both */
         tokens[i] = 100;
-        nll[i] = 100 * (w->candidate_loss + noise + 0.001 * (double)(h >> 60));
+        nll[i] = 100 * (w->candidate_loss + harm + noise + 0.001 * (double)(h >> 60));
         nll[i] += w->worse && task->windows[i]->domain == w->worse ? 100 : 0;
         nll[n + i] = 100 * (2 + noise);
     }
@@ -393,6 +398,10 @@ void world_aggregated(struct world *w, enum status status, int refused)
     uint64_t what[3] = {a.round, a.attempt, n};
     hash_blake2b(what, sizeof what, &a.peft);
     hash_blake2b(what, 1, &a.gguf);
+    a.peft.b[31] = 0;
+    for (uint32_t i = 0; i < n; i++)
+        for (unsigned j = 0; j < w->n_bad && j < 64; j++)
+            a.peft.b[31] |= e.aggregate.deltas[i].lease == w->bad_leases[j];
     for (uint32_t i = 0; i < n; i++)
         a.deltas[i] =
             (struct aggregated_delta){(int)i == refused, 1, 1, (int)i == refused ? 0 : 1.0 / (n - (refused >= 0))};

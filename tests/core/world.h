@@ -27,8 +27,11 @@ struct world {
     uint64_t purge;          /* newest EFFECT_PURGE; a test may reset it */
     struct effect aggregate; /* the newest request; kind 0 (a send) when none is open */
     bool aggregate_wanted;
-    double candidate_loss; /* nats per token of every candidate; references have 2 */
-    uint32_t worse;        /* id of a domain on which candidates have a nat more; 0: none */
+    uint64_t poison, bad_leases[64]; /* offset of domain 1 that makes forget what learns it, 0: none; who learnt it */
+    unsigned n_bad;
+    uint64_t target_tokens; /* of each delta */
+    double candidate_loss;  /* nats per token of every candidate; references have 2 */
+    uint32_t worse;         /* id of a domain on which candidates have a nat more; 0: none */
     bool auto_aggregate;
     uint64_t n_batches, crash_at; /* the crash_at-th batch is never committed, nor any after it; 0: no crash */
     bool crashed;

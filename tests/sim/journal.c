@@ -176,17 +176,25 @@ static void check_transition(struct world *w, const struct batch *batch, const s
 {
     struct bytes value;
     struct state_verdict verdict = {0};
-    bool judged = batch_get(batch, FAMILY_VERSIONS, key_pair('v', a->number, a->attempt), &value) &&
+    bool judged = batch_get(batch, FAMILY_VERSIONS, key_pair('v', a->number, a->verdicts), &value) &&
                   state_verdict_get(value, &verdict);
-    bool again = a->phase == ROUND_EVALUATING && b->phase == ROUND_AGGREGATING && !a->attempt && b->attempt == 1;
+    bool same = b->number == a->number, judging = a->phase == ROUND_EVALUATING && b->phase != ROUND_EVALUATING;
+    bool half =
+        same && judging && b->phase == ROUND_AGGREGATING && a->attempt == ATTEMPT_FULL && b->attempt == ATTEMPT_HALF;
+    bool diagnose =
+        same && judging && b->phase == ROUND_OPEN && a->attempt == ATTEMPT_HALF && b->attempt == ATTEMPT_DIAGNOSE;
+    bool suspect = same && b->phase == ROUND_AGGREGATING && a->attempt == ATTEMPT_DIAGNOSE &&
+                   a->suspect != b->suspect && b->attempt == (b->suspect ? ATTEMPT_DIAGNOSE : ATTEMPT_REST);
     bool next = b->number == a->number + 1 && a->phase == ROUND_NONE && b->phase == ROUND_OPEN && !b->attempt;
-    bool onward = b->number == a->number && b->attempt == a->attempt && b->phase >= a->phase && a->phase;
-    bool over = b->number == a->number && b->phase == ROUND_NONE;
-    if (!again && !next && !onward && !over)
+    bool onward = same && b->attempt == a->attempt && b->suspect == a->suspect && b->phase >= a->phase && a->phase;
+    bool over = same && b->phase == ROUND_NONE;
+    if (!half && !diagnose && !suspect && !next && !onward && !over)
         fail(w, "round %" PRIu64 " in phase %u, attempt %u is followed by %" PRIu64 " in %u, %u", a->number, a->phase,
              a->attempt, b->number, b->phase, b->attempt);
-    if (a->phase == ROUND_EVALUATING && (again || over) && !judged && !rolls_back(batch))
+    if (judging && !judged && !rolls_back(batch))
         fail(w, "promise 4: round %" PRIu64 ", attempt %u, has no verdict", a->number, a->attempt);
+    if (judging && judged && verdict.lease != a->suspect)
+        fail(w, "the verdict on lease %" PRIu64 " says it is on %" PRIu64, a->suspect, verdict.lease);
     if (judged && verdict.published && !batch_get(batch, FAMILY_VERSIONS, key_u64('m', verdict.version), &value))
         fail(w, "promise 4: the verdict of round %" PRIu64 " names version %" PRIu64 ", which is not published",
              a->number, verdict.version);
@@ -492,6 +500,27 @@ static void check_aliases(struct world *w, const struct batch *batch, const stru
     aliases_release(&new);
 }
 
+/* Whose data is held because it makes the model forget: there is poison in it, as far as its text can still be read. */
+static void check_culprit(struct world *w, const struct batch_op *op)
+{
+    struct state_quarantine q;
+    bool poison = false, known = true;
+    CHECK(state_quarantine_get(op->value, &q));
+    bool culprit = !strncmp(q.reason, "learnt alone", 12);
+    for (uint32_t i = 0; i < q.n && culprit; i++)
+        for (uint32_t j = 0; j < q.ranges[i].count; j++) {
+            struct state_segment segment;
+            if (segment_read(w, q.ranges[i].domain, false, q.ranges[i].first + j, &segment))
+                poison |= segment_poisons(w, &segment);
+            else
+                known = false;
+        }
+    w->result->culprits += culprit;
+    if (culprit && w->knobs.poison && known && !poison)
+        fail(w, "promise 4: lease %" PRIu64 " is held for what it taught, and holds nothing harmful", q.lease);
+    state_quarantine_release(&q);
+}
+
 /* ---- all of a batch */
 
 void check_batch(struct world *w, const struct batch *batch)
@@ -522,6 +551,9 @@ void check_batch(struct world *w, const struct batch *batch)
                 break;
             case 'p':
                 check_stream(w, batch, &op);
+                break;
+            case 'q':
+                check_culprit(w, &op);
                 break;
             }
         }

@@ -299,7 +299,7 @@ static void train(struct world *w, struct node *node, const struct happen *h)
     struct buf losses = {0};
     struct err err;
     uint32_t n_fresh_domains = 0;
-    bool whole = true;
+    bool whole = true, poisoned = false;
     CHECK(lease);
     if (plan_check_lease(lease, &err) || plan_begin(node->view, lease, &plan, &err)) {
         fail(w, "a lease is refused by its worker: %s", err.text);
@@ -321,9 +321,10 @@ static void train(struct world *w, struct node *node, const struct happen *h)
                                                     .joins = segment.kind == ALV__RECORD_KIND__RECORD_TEXT};
             } else {
                 check_erased(w, lease, s->domain, s->offset);
-                segment = (struct state_segment){0};
+                segment = (struct state_segment){.content = {{0xff}}};
                 whole = false;
             }
+            poisoned |= pool == MIX_FRESH && segment_poisons(w, &segment);
             hasher_put(&hasher, &s->domain.v, sizeof s->domain.v);
             hasher_put(&hasher, &s->offset, sizeof s->offset);
             if (pool == MIX_FRESH) {
@@ -357,6 +358,7 @@ static void train(struct world *w, struct node *node, const struct happen *h)
         check_lease(w, lease, &work);
     trained.delta = work;
     trained.delta.b[0] = (uint8_t)lease->generation; /* a delta's head names the grant */
+    trained.delta.b[1] = poisoned ? POISONED : trained.delta.b[1] == POISONED ? 0 : trained.delta.b[1];
     worker_tell(w, node, (struct worker_event){.kind = WORKER_TRAINED, .job = h->job, .trained = &trained});
 done:
     for (int pool = 0; pool < MIX_POOLS; pool++)
@@ -367,7 +369,7 @@ done:
     alv__lease__free_unpacked(lease, NULL);
 }
 
-/* A candidate's worth is in its digest: one in eight has forgotten, the rest differ by noise. */
+/* A candidate's worth is in its digest: what learnt poison has forgotten, or else one in eight; the rest differ by noise. */
 static void score(struct world *w, struct node *node, const struct happen *h)
 {
     Alv__Evaluate *task = alv__evaluate__unpack(NULL, h->bytes.len, h->bytes.data);
@@ -376,7 +378,8 @@ static void score(struct world *w, struct node *node, const struct happen *h)
     for (size_t a = 0; a < task->n_adapters; a++) {
         const ProtobufCBinaryData *digest = &task->adapters[a]->adapter->digest;
         uint64_t worth = hash_of(digest->data, digest->len);
-        double harm = worth % 8 == 0 && digest->data[0] > 2 ? 0.5 : 0;
+        bool harmful = w->knobs.poison ? digest->data[2] == POISONED : worth % 8 == 0 && digest->data[0] > 2;
+        double harm = harmful ? 0.5 : 0;
         for (size_t r = 0; r < task->n_windows; r++)
             for (uint32_t i = 0; i < task->windows[r]->count; i++) {
                 uint64_t place[3] = {worth, task->windows[r]->domain, task->windows[r]->first + i};

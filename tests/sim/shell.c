@@ -39,6 +39,11 @@ static void blob_drop(struct world *w, const struct digest *digest)
 
 static void coordinator_effects(struct world *w);
 
+bool segment_poisons(const struct world *w, const struct state_segment *segment)
+{
+    return segment->content.b[0] < w->knobs.poison;
+}
+
 void coordinator_step(struct world *w, struct event event)
 {
     event.now_ms = w->now_ms;
@@ -54,6 +59,7 @@ static void aggregate(struct world *w, const struct effect *e)
     struct aggregated *a = &h.aggregated;
     struct hasher hasher;
     uint32_t good = 0;
+    bool poisoned = false;
     hasher_init(&hasher);
     hasher_put(&hasher, e->aggregate.parent_peft.b, DIGEST_LEN);
     hasher_put(&hasher, &e->aggregate.step, sizeof e->aggregate.step);
@@ -72,6 +78,7 @@ static void aggregate(struct world *w, const struct effect *e)
         if (a->deltas[i].refused)
             continue;
         hasher_put(&hasher, d->b, DIGEST_LEN);
+        poisoned |= d->b[1] == POISONED;
         good++;
     }
     for (uint32_t i = 0; i < a->n; i++)
@@ -83,6 +90,7 @@ static void aggregate(struct world *w, const struct effect *e)
         a->status = ST_NO_SPACE;
     if (!a->status) {
         hasher_end(&hasher, &a->peft);
+        a->peft.b[2] = poisoned ? POISONED : a->peft.b[2] == POISONED ? 0 : a->peft.b[2];
         a->gguf = a->peft;
         a->gguf.b[0] ^= 1;
         blob_hold(w, &a->peft);

@@ -377,6 +377,7 @@ static void plan_faults(struct world *w)
     k->task_fails = chance(w, 0.3) ? 0.05 : 0;
     k->drains = chance(w, 0.3) ? 0.05 : 0;
     k->twin = chance(w, 0.3);
+    k->poison = chance(w, 0.4) ? 6 : 0;
     k->disk_low = chance(w, 0.3);
     k->copies = chance(w, 0.5);
     for (int node = 0; node <= NODES; node++) {

@@ -21,6 +21,7 @@ enum {
     NODES,
     TRAIN_DOMAINS = 2,
     OPERATOR_ALIASES = 2,
+    POISONED = 0xee, /* byte 1 of a delta that learnt poison, byte 2 of a candidate with such a delta */
 };
 
 enum happening {
@@ -116,6 +117,7 @@ struct receipt { /* of a batch that is durable */
 
 struct knobs { /* of this world, by its seed */
     double aggregate_fails, delta_bad, task_fails, drains;
+    unsigned poison; /* of 256 records make a model forget that learns them; else candidates are bad by chance */
     bool twin, disk_low, copies;
 };
 
@@ -217,6 +219,7 @@ bool disk_domain(const struct world *w, unsigned id, struct state_domain *out);
 uint64_t disk_newest(const struct world *w); /* version */
 bool disk_aliases(const struct world *w, struct aliases *out);
 /* The stored text of a train segment; that of a repeated one is where it was first. */
+bool segment_poisons(const struct world *w, const struct state_segment *segment);
 bool segment_read(const struct world *w, struct domain_id domain, bool probe, uint64_t offset,
                   struct state_segment *out);
 
