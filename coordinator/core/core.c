@@ -386,7 +386,7 @@ static bool load_stream(struct core *core, struct bytes key, struct bytes value)
         struct state_windows v;
         if (!state_windows_get(value, &v) || v.count != 1)
             return false;
-        domain_add_window(NULL, d, first, v.part);
+        domain_load_window(core, d, first, &v);
         return true;
     }
     if (key.data[0] == 'z') {

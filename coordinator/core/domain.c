@@ -294,33 +294,89 @@ void domain_repeat(struct core *core, struct domain *d, uint64_t first, uint32_t
     domain_settle(core, d);
 }
 
-void domain_add_window(struct core *core, struct domain *d, uint64_t offset, enum probe_part part)
+/* ---- the probe */
+
+static uint32_t part_most(const struct domain *d, enum probe_part part)
 {
-    struct state_windows v = {1, (uint8_t)part};
-    d->part_n[part]++;
-    if (part == PART_RESERVE)
-        return;
+    const struct settings *s = &d->settings;
+    return part == PART_GATE ? s->probe_gate : part == PART_TUNING ? s->probe_tuning : s->probe_audit;
+}
+
+static void count_window(struct domain *d, const struct window *w, uint32_t by)
+{
+    *(w->waiting ? &d->waiting_n[w->part] : &d->part_n[w->part]) += by;
+}
+
+static uint64_t window_key(const struct core *core, struct domain_id domain, uint64_t offset)
+{
+    uint8_t b[10] = {(uint8_t)domain.v, (uint8_t)(domain.v >> 8)};
+    memcpy(b + 2, &offset, 8);
+    return hash_sip(&core->config.seed, b, sizeof b);
+}
+
+void domain_load_window(const struct core *core, struct domain *d, uint64_t offset, const struct state_windows *v)
+{
     GROW(d->windows, d->windows_n, d->windows_cap);
-    d->windows[d->windows_n++] = (struct window){offset, (uint8_t)part};
-    if (core)
-        PUT(core, FAMILY_STREAM, key_domain('w', d->id, offset), state_windows, &v);
+    d->windows[d->windows_n] = (struct window){offset, window_key(core, d->id, offset), v->part, v->waiting};
+    count_window(d, &d->windows[d->windows_n++], 1);
+}
+
+static void put_window(struct core *core, const struct domain *d, const struct window *w)
+{
+    struct state_windows v = {1, w->part, w->waiting};
+    PUT(core, FAMILY_STREAM, key_domain('w', d->id, w->offset), state_windows, &v);
+}
+
+static void remove_window(struct core *core, struct domain *d, size_t at)
+{
+    count_window(d, &d->windows[at], UINT32_MAX); /* one less */
+    delete_key(core, FAMILY_STREAM, key_domain('w', d->id, d->windows[at].offset));
+    d->windows_n--;
+    memmove(d->windows + at, d->windows + at + 1, (d->windows_n - at) * sizeof *d->windows);
+}
+
+void domain_hold_out(struct core *core, struct domain *d, uint64_t offset, enum probe_part part)
+{
+    uint64_t key = window_key(core, d->id, offset);
+    if (part == PART_RESERVE || !part_most(d, part))
+        return;
+    while (d->waiting_n[part] >= part_most(d, part)) {
+        size_t last = SIZE_MAX;
+        for (size_t i = 0; i < d->windows_n; i++)
+            if (d->windows[i].waiting && d->windows[i].part == part &&
+                (last == SIZE_MAX || d->windows[i].key > d->windows[last].key))
+                last = i;
+        if (key > d->windows[last].key)
+            return;
+        remove_window(core, d, last);
+    }
+    struct state_windows v = {1, (uint8_t)part, 1};
+    domain_load_window(core, d, offset, &v);
+    put_window(core, d, &d->windows[d->windows_n - 1]);
+}
+
+void domain_freeze_probe(struct core *core, struct domain *d)
+{
+    bool any = false;
+    for (size_t i = 0; i < d->windows_n; i++) {
+        struct window *w = &d->windows[i];
+        if (!w->waiting || d->part_n[w->part] >= part_most(d, w->part))
+            continue;
+        count_window(d, w, UINT32_MAX);
+        w->waiting = false;
+        count_window(d, w, 1);
+        put_window(core, d, w);
+        any = true;
+    }
+    d->d.probe_set += any;
+    d->dirty |= any;
 }
 
 void domain_drop_windows(struct core *core, struct domain *d, uint64_t first, uint32_t count)
 {
-    size_t kept = 0;
-    for (size_t i = 0; i < d->windows_n; i++) {
-        struct window w = d->windows[i];
-        if (w.offset < first || w.offset - first >= count) {
-            d->windows[kept++] = w;
-            continue;
-        }
-        d->part_n[w.part]--;
-        delete_key(core, FAMILY_STREAM, key_domain('w', d->id, w.offset));
-        d->d.probe_set++;
-        d->dirty = true;
-    }
-    d->windows_n = kept;
+    for (size_t i = d->windows_n; i-- > 0;)
+        if (d->windows[i].offset >= first && d->windows[i].offset - first < count)
+            remove_window(core, d, i);
     evaluate_drop(core, d->id, first, count);
 }
 

@@ -76,16 +76,15 @@ static int by_key(const void *a, const void *b)
     return x->key < y->key ? -1 : x->key > y->key;
 }
 
-static void take_windows(const struct core *core, const struct domain *d, struct eval_domain *out)
+static void take_windows(const struct domain *d, struct eval_domain *out)
 {
     struct ordered *all = xcalloc(d->windows_n + 1, sizeof *all);
     uint32_t n = 0;
     for (size_t i = 0; i < d->windows_n; i++) {
-        if (d->windows[i].part != (d->settings.sentinel ? PART_AUDIT : PART_GATE))
+        const struct window *w = &d->windows[i];
+        if (w->waiting || w->part != (d->settings.sentinel ? PART_AUDIT : PART_GATE))
             continue;
-        uint8_t b[10] = {(uint8_t)d->id.v, (uint8_t)(d->id.v >> 8)};
-        memcpy(b + 2, &d->windows[i].offset, 8);
-        all[n++] = (struct ordered){hash_sip(&core->config.seed, b, sizeof b), {.offset = d->windows[i].offset}};
+        all[n++] = (struct ordered){d->windows[i].key, {.offset = d->windows[i].offset}};
     }
     qsort(all, n, sizeof *all, by_key);
     out->available = n;
@@ -208,7 +207,7 @@ void evaluate_start(struct core *core)
     e->domains = xcalloc(e->n_domains, sizeof *e->domains);
     e->second_until = NEVER;
     for (uint32_t i = 0; i < e->n_domains; i++)
-        take_windows(core, core->domains[i], &e->domains[i]);
+        take_windows(core->domains[i], &e->domains[i]);
     plan_looks(core);
     use_loaded(e);
     make_tasks(core);
@@ -504,6 +503,7 @@ static void fill_gate(struct core *core, uint32_t i, struct gate_domain *g)
         return;
     *g = (struct gate_domain){.name = core->domains[i]->d.name,
                               .reference = core->domains[i]->d.reference,
+                              .probe_set = core->domains[i]->d.probe_set,
                               .budget = core->domains[i]->settings.forget_budget,
                               .sentinel = core->domains[i]->settings.sentinel,
                               .available = d->available,

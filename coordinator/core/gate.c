@@ -145,12 +145,13 @@ void gate_explain(const struct gate_domain *domains, uint32_t n, double error_ra
                error_rate, look + 1);
     for (uint32_t i = 0; i < n; i++) {
         const struct gate_domain *d = &domains[i];
-        buf_printf(out,
-                   "%s{\"domain\":\"%s\",\"reference\":%llu,\"windows\":%u,\"available\":%u,\"budget\":%.6g,"
-                   "\"mean\":%.9g,\"sd\":%.6g,\"low\":%.9g,\"high\":%.9g,\"alpha\":%.6g,\"outcome\":\"%s\","
-                   "\"remark\":\"%s\"}",
-                   i ? "," : "", d->name.s, (unsigned long long)d->reference, d->n, d->available, d->budget, d->mean,
-                   d->sd, d->low, d->high, d->alpha, gate_outcome_name(d->outcome), remark(d));
+        buf_printf(
+            out,
+            "%s{\"domain\":\"%s\",\"reference\":%llu,\"probe_set\":%u,\"windows\":%u,\"available\":%u,\"budget\":%.6g,"
+            "\"mean\":%.9g,\"sd\":%.6g,\"low\":%.9g,\"high\":%.9g,\"alpha\":%.6g,\"outcome\":\"%s\","
+            "\"remark\":\"%s\"}",
+            i ? "," : "", d->name.s, (unsigned long long)d->reference, d->probe_set, d->n, d->available, d->budget,
+            d->mean, d->sd, d->low, d->high, d->alpha, gate_outcome_name(d->outcome), remark(d));
     }
     buf_printf(out, "]}");
 }

@@ -30,6 +30,7 @@ struct gate_domain {
     /* in */
     struct name name;
     uint64_t reference;    /* version */
+    uint32_t probe_set;    /* whose windows these are */
     double budget;         /* nats per token */
     bool sentinel;         /* measured, never judged: neither it nor the share of the error rate blocks anything */
     uint32_t n, available; /* windows scored, windows there are */

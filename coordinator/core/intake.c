@@ -223,7 +223,6 @@ struct push {
     uint32_t n, cap;
     uint64_t *skipped; /* offsets among them */
     uint32_t n_skipped, skipped_cap;
-    bool probe_changed;
 };
 
 static void flush(struct push *p)
@@ -293,20 +292,17 @@ static void add_segment(struct push *p, uint64_t offset, bool probe, const struc
     }
 }
 
+/* The part a held-out group belongs to, whatever there is room for: its documents never change sides. */
 static enum probe_part part_of(const struct push *p, uint64_t h)
 {
     const struct settings *s = &p->d->settings;
     uint64_t sum = s->probe_gate + s->probe_tuning + s->probe_audit;
     if (s->sentinel) /* nobody steers by it */
-        return p->d->part_n[PART_AUDIT] < s->probe_audit ? PART_AUDIT : PART_RESERVE;
+        return PART_AUDIT;
     if (!sum)
         return PART_RESERVE;
     uint64_t r = h % sum;
-    enum probe_part part = r < s->probe_gate                     ? PART_GATE
-                           : r < s->probe_gate + s->probe_tuning ? PART_TUNING
-                                                                 : PART_AUDIT;
-    const uint32_t most[] = {s->probe_gate, s->probe_tuning, s->probe_audit};
-    return p->d->part_n[part] < most[part] ? part : PART_RESERVE;
+    return r < s->probe_gate ? PART_GATE : r < s->probe_gate + s->probe_tuning ? PART_TUNING : PART_AUDIT;
 }
 
 /* Room for what the records of a batch become, so that a megabyte is not moved along as it grows. */
@@ -332,7 +328,7 @@ static uint32_t pieces_of(const struct push *p, const struct record_view *view)
 
 /* Cuts a record and appends its segments; tells where they went. */
 static void append_record(struct push *p, const struct record_view *view, const struct push_facts *facts,
-                          bool replaces_probe, struct state_place *place)
+                          struct state_place *place)
 {
     char hex[DIGEST_HEX_SIZE];
     struct bytes name, group, rest = view->text;
@@ -350,11 +346,8 @@ static void append_record(struct push *p, const struct record_view *view, const 
         rest.data += s.text.len, rest.len -= s.text.len;
         if (!probe)
             continue;
-        enum probe_part part = part_of(p, held_out / 1000);
-        if (s.piece >= PROBE_PIECES_MAX || replaces_probe)
-            part = PART_RESERVE;
-        domain_add_window(p->core, p->d, first + s.piece, part);
-        p->probe_changed |= part != PART_RESERVE;
+        if (s.piece < PROBE_PIECES_MAX)
+            domain_hold_out(p->core, p->d, first + s.piece, part_of(p, held_out / 1000));
         p->d->d.probe_next++;
     }
     *place = (struct state_place){p->d->id, probe, first, s.pieces};
@@ -393,9 +386,8 @@ static void take_record(struct push *p, uint32_t index, const struct record_view
     if (core->config.planted & PLANT_NO_DUPLICATE_CHECK)
         live = false;
     bool same = id.live && !memcmp(&id.content, &facts->content, sizeof id.content);
-    bool was_probe = false, changed = false;
+    bool changed = false;
     if (id.live && id.n && !same) {
-        was_probe = id.places[id.n - 1].probe;
         supersede(p, &id);
         changed = true;
     }
@@ -404,7 +396,7 @@ static void take_record(struct push *p, uint32_t index, const struct record_view
         p->ack->duplicates++;
     } else {
         struct state_place place;
-        append_record(p, view, facts, was_probe, &place);
+        append_record(p, view, facts, &place);
         if (id.n == REVISIONS_MAX) {
             erase_payload(core, &id.places[0]);
             memmove(id.places, id.places + 1, (REVISIONS_MAX - 1) * sizeof id.places[0]);
@@ -521,7 +513,6 @@ void intake_push(struct core *core, const struct event *event)
         take_record(&p, i, &view, &event->facts[i]);
     }
     flush(&p);
-    d->d.probe_set += p.probe_changed;
     d->dirty = true;
     p.ack->train_end = d->d.train_next;
     p.ack->probe_end = d->d.probe_next;

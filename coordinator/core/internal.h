@@ -43,9 +43,10 @@ struct slot { /* one train segment at or above its domain's watermark */
     uint8_t excluded; /* 0, or SEG_SUPERSEDED / SEG_RETRACTED: what it becomes when its lease ends */
 };
 
-struct window { /* one probe segment that may be scored */
-    uint64_t offset;
+struct window {           /* one probe segment that may be scored */
+    uint64_t offset, key; /* key: by chance, of the line's seed */
     uint8_t part;
+    bool waiting; /* for the next probe set */
 };
 
 struct domain {
@@ -65,9 +66,9 @@ struct domain {
         struct state_settled s;
     } * settled; /* above the watermark */
     size_t settled_n, settled_cap;
-    struct window *windows; /* gate, tuning, audit; ascending offset */
+    struct window *windows; /* of the probe set, and those that wait; ascending offset */
     size_t windows_n, windows_cap;
-    uint32_t part_n[PROBE_PARTS];
+    uint32_t part_n[PART_RESERVE], waiting_n[PART_RESERVE];
     struct link {
         uint64_t first;
         struct state_link l;
@@ -315,7 +316,12 @@ void domain_exclude(struct core *core, struct domain *d, uint64_t first, uint32_
 uint64_t exclusion_add(struct core *core, struct domain *d, uint64_t first, uint32_t count, enum segment_state state);
 /* Appends [first, +count) again at new offsets; the old ones are superseded by them if `supersede`. */
 void domain_repeat(struct core *core, struct domain *d, uint64_t first, uint32_t count, bool supersede);
-void domain_add_window(struct core *core, struct domain *d, uint64_t offset, enum probe_part part);
+/* The probe. A held-out window waits for the part its group belongs to; of more than a whole set's worth those with the
+ * lowest keys stay, a uniform sample of what came since the last freezing. Freezing fills what is missing in the parts from those that wait: a new numbered set, if any did. Between two
+ * freezings windows only leave: those whose text went. */
+void domain_hold_out(struct core *core, struct domain *d, uint64_t offset, enum probe_part part);
+void domain_freeze_probe(struct core *core, struct domain *d);
+void domain_load_window(const struct core *core, struct domain *d, uint64_t offset, const struct state_windows *v);
 void domain_drop_windows(struct core *core, struct domain *d, uint64_t first, uint32_t count);
 uint64_t domain_tokens(const struct core *core, const struct domain *d, uint64_t bytes);
 uint64_t domain_age_ms(const struct core *core, const struct domain *d); /* of the oldest unsettled segment */

@@ -148,6 +148,8 @@ static void open_round(struct core *core, const struct plan *plan)
     core->round_granted_ms = core->quorum_ms = NEVER;
     core->round_wanted = false;
     planner_view(core);
+    for (uint32_t i = 0; i < core->n_domains; i++)
+        domain_freeze_probe(core, core->domains[i]);
     for (uint32_t i = 1; i < core->n_domains; i++)
         if (fresh(core->domains[i]))
             slice_domain(core, core->domains[i], plan, leases, caps);

@@ -21,8 +21,9 @@ static void fill_domain(const struct core *core, const struct domain *d, uint64_
                   : tokens_per_s      ? domain_tokens(core, d, out->pending_bytes) * 1000 / tokens_per_s
                                       : UINT64_MAX;
     out->probe_segments = d->d.probe_next;
-    memcpy(out->probe, d->part_n, sizeof out->probe);
-    out->probe[PART_RESERVE] = (uint32_t)(d->d.probe_next - d->windows_n);
+    memcpy(out->probe, d->part_n, sizeof d->part_n);
+    out->probe[PART_RESERVE] =
+        (uint32_t)(d->d.probe_next - out->probe[PART_GATE] - out->probe[PART_TUNING] - out->probe[PART_AUDIT]);
     out->probe_set = d->d.probe_set;
     out->records = d->d.records;
     out->duplicates = d->d.duplicates;

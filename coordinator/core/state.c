@@ -341,7 +341,9 @@ static void io_state_windows(struct io *io, struct state_windows *v)
 {
     io_u32(io, &v->count);
     io_u8(io, &v->part);
-    io_limit(io, v->part, PROBE_PARTS - 1);
+    io_limit(io, v->part, PART_RESERVE - 1);
+    io_u8(io, &v->waiting);
+    io_limit(io, v->waiting, 1);
 }
 
 static void io_state_segment(struct io *io, struct state_segment *v)

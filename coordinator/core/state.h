@@ -47,7 +47,7 @@ enum segment_state {
 };
 const char *segment_state_name(enum segment_state state);
 
-enum probe_part { PART_GATE, PART_TUNING, PART_AUDIT, PART_RESERVE, PROBE_PARTS };
+enum probe_part { PART_GATE, PART_TUNING, PART_AUDIT, PART_RESERVE, PROBE_PARTS }; /* RESERVE: of none */
 
 struct state_key {
     uint8_t b[32];
@@ -96,7 +96,7 @@ struct state_domain {
     uint64_t tokens_seen, bytes_seen;                  /* reported by workers: tokens per byte */
     uint64_t reference;                                /* version the domain is compared with */
     uint64_t base;                                     /* the first reference: what was learnt is counted from it */
-    uint32_t probe_set;                                /* counts changes of the probe's members */
+    uint32_t probe_set;                                /* number of the frozen one, 0: none yet */
     uint64_t settled[SEG_STATES];                      /* train segments in each terminal state */
     uint64_t relabelled;                               /* later states of these: superseded, retracted (or both) */
     uint64_t records, duplicates, refused, superseded; /* of pushes */
@@ -229,6 +229,7 @@ struct state_sizes {
 struct state_windows { /* neighbouring probe segments of one part */
     uint32_t count;
     uint8_t part;
+    uint8_t waiting; /* in the reserve, for that part of the next probe set */
 };
 
 struct state_segment {

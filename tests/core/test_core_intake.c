@@ -163,10 +163,8 @@ static void test_probe_is_by_group_bounded_and_apart(void)
     struct snapshot_domain *d = &s->domains[1];
     EXPECT_EQ(d->probe_segments + d->segments, 1000);
     EXPECT(d->probe_segments > 150 && d->probe_segments < 250); /* 5 sigma of 200 */
-    EXPECT_EQ(d->probe[PART_GATE], 20);
-    EXPECT_EQ(d->probe[PART_TUNING], 5);
-    EXPECT_EQ(d->probe[PART_AUDIT], 6);
-    EXPECT_EQ(d->probe[PART_RESERVE], d->probe_segments - 31);
+    EXPECT(!d->probe[PART_GATE] && !d->probe_set); /* no set was frozen yet: that is done when a round opens */
+    EXPECT_EQ(d->probe[PART_RESERVE], d->probe_segments);
     EXPECT_EQ(a->probe_end, d->probe_segments);
     uint32_t before[PROBE_PARTS];
     memcpy(before, d->probe, sizeof before);

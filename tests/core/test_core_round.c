@@ -223,6 +223,59 @@ static void test_an_evaluation_costs_no_more_than_it_may(void)
     }
 }
 
+static uint32_t in_set(const struct world *w, uint64_t offset) /* 0: no window; else 1 + waiting */
+{
+    struct bytes value;
+    struct state_windows v;
+    if (!world_has(w, FAMILY_STREAM, key_domain('w', (struct domain_id){1}, offset), &value) ||
+        !state_windows_get(value, &v))
+        return 0;
+    return 1u + v.waiting;
+}
+
+/* A set is frozen when a round opens and only loses windows until the next one, which takes up who waited. */
+static void test_probe_sets(void)
+{
+    struct world w;
+    world_open(&w);
+    hello_all(&w);
+    world_control(&w, ALV__CONTROL_VERB__CONTROL_DOMAIN_SET, "code", "probe_gate", "20", 0);
+    world_control(&w, ALV__CONTROL_VERB__CONTROL_DOMAIN_SET, "code", "probe_tuning", "0", 0);
+    world_control(&w, ALV__CONTROL_VERB__CONTROL_DOMAIN_SET, "code", "probe_audit", "0", 0);
+    fill(&w, "a", 8);
+    world_work(&w, workers, WORKERS);
+    EXPECT(look(&w)->version == 1 && snap->domains[1].probe_set == 1 && snap->domains[1].probe[PART_GATE] == 20);
+    uint64_t held_out = snap->domains[1].probe_segments, member = 0;
+    while (in_set(&w, member) != 1)
+        member++;
+    char record[16] = "", *at = NULL;
+    struct bytes value; /* the record whose text that window is: "a7a7a7..." */
+    struct state_segment s;
+    REQUIRE(world_has(&w, FAMILY_STREAM, key_stream('s', (struct domain_id){1}, true, member), &value) &&
+            state_segment_get(value, &s));
+    memcpy(record, s.text.data, 8);
+    if ((at = strchr(record + 1, 'a')))
+        *at = 0;
+    struct peer p = world_peer(PLANE_INGEST, 10);
+    uint64_t position, producer = world_push_open(&w, p, "a", "code", &position);
+    world_push(&w, p, producer, position, (struct text[]){{record, "a new text of this record\n"}}, 1);
+    EXPECT(!in_set(&w, member) && in_set(&w, held_out) == 2); /* it left; its successor waits */
+    EXPECT(look(&w)->domains[1].probe_set == 1 && snap->domains[1].probe[PART_GATE] == 19);
+    world_restart(&w);
+    hello_all(&w);
+    EXPECT(look(&w)->domains[1].probe_set == 1 && snap->domains[1].probe[PART_GATE] == 19);
+    fill(&w, "b", 8);
+    world_work(&w, workers, WORKERS);
+    EXPECT(look(&w)->version == 2 && snap->domains[1].probe_set == 2 && snap->domains[1].probe[PART_GATE] == 20);
+    bool there;
+    struct state_verdict v = verdict_of(&w, 2, 0, &there);
+    EXPECT(there && memmem(v.text.data, v.text.len, "\"probe_set\":2", 13));
+    fill(&w, "c", 8); /* nothing is missing: the set stays */
+    world_work(&w, workers, WORKERS);
+    EXPECT(look(&w)->version == 3 && snap->domains[1].probe_set == 2);
+    world_close(&w);
+}
+
 static void test_a_bad_delta_is_held_and_the_rest_goes_on(void)
 {
     struct world w;
@@ -280,11 +333,11 @@ static void test_a_sentinel_is_measured_and_not_judged(void)
     EXPECT(world_control(&w, ALV__CONTROL_VERB__CONTROL_DOMAIN_SET, "self", "sentinel", "0", 0)->verb == VERB_ERROR);
     struct snapshot *s = look(&w);
     EXPECT(s->domains[2].sentinel && s->domains[2].segments == 0 && s->domains[2].probe_segments == 100);
-    EXPECT(s->domains[2].probe[PART_GATE] == 0 && s->domains[2].probe[PART_AUDIT] == 100);
     for (uint64_t version = 1; version <= 2; version++) {
         hello_all(&w);
         world_work(&w, workers, WORKERS);
         REQUIRE(look(&w)->version == version);
+        EXPECT(s->domains[2].probe[PART_GATE] == 0 && s->domains[2].probe[PART_AUDIT] == 100);
         const struct manifest_domain *row = row_of(&w, version, 2, v, &m);
         EXPECT(row->reference == 0 && row->windows == w.config.settings.looks[0]);
         double change = w.candidate_loss + 1 - 2;
@@ -401,7 +454,7 @@ static void test_a_restart_does_not_read_history(void)
     }
     EXPECT_EQ(look(&w)->version, 12);
     EXPECT(look(&w)->domains[1].segments > 1000);
-    EXPECT(after <= first + 11 + 8); /* a version each; a few windows until the probe was full; not a key per segment */
+    EXPECT(after <= first + 11 + 20); /* a version each; as many windows wait as the set has; not a key per segment */
     world_close(&w);
 }
 
@@ -461,6 +514,7 @@ int main(void)
     RUN(test_a_sentinel_is_measured_and_not_judged);
     RUN(test_the_culprit_is_found_and_the_rest_goes_on);
     RUN(test_an_evaluation_costs_no_more_than_it_may);
+    RUN(test_probe_sets);
     RUN(test_a_bad_delta_is_held_and_the_rest_goes_on);
     RUN(test_quorum_and_grace);
     RUN(test_aggregation_is_retried);

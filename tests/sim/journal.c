@@ -521,6 +521,38 @@ static void check_culprit(struct world *w, const struct batch_op *op)
     state_quarantine_release(&q);
 }
 
+/* ---- the probe: frozen in a numbered set when a round opens; until the next one windows only leave it */
+
+static bool opens_round(const struct batch *batch)
+{
+    struct batch_op op;
+    struct state_round round;
+    for (size_t at = 0; batch_next(batch, &at, &op);)
+        if (op.kind == BATCH_PUT && op.family == FAMILY_META && op.key.data[0] == 'r' &&
+            state_round_get(op.value, &round) && round.phase == ROUND_OPEN && round.attempt == ATTEMPT_FULL)
+            return true;
+    return false;
+}
+
+static void check_window(struct world *w, const struct batch *batch, const struct batch_op *op)
+{
+    struct state_windows new, old;
+    struct bytes value;
+    struct state_domain before, after;
+    struct domain_id domain;
+    uint64_t offset;
+    CHECK(key_read_domain(op->key, &domain, &offset) && state_windows_get(op->value, &new));
+    bool known = disk_get(w, FAMILY_STREAM, key_domain('w', domain, offset), &value) && state_windows_get(value, &old);
+    if (known && (old.part != new.part || !old.waiting))
+        fail(w, "probe window %u/%" PRIu64 " changes its part", domain.v, offset);
+    if (new.waiting)
+        return;
+    w->result->promoted++;
+    if (!opens_round(batch) || !disk_domain(w, domain.v, &before) || !batch_domain(w, batch, domain.v, &after) ||
+        after.probe_set != before.probe_set + 1)
+        fail(w, "probe window %u/%" PRIu64 " enters a set that is frozen", domain.v, offset);
+}
+
 /* ---- all of a batch */
 
 void check_batch(struct world *w, const struct batch *batch)
@@ -534,6 +566,8 @@ void check_batch(struct world *w, const struct batch *batch)
             check_stored_lease(w, batch, &op, &newest_lease);
         else if (op.family == FAMILY_VERSIONS && op.key.data[0] == 'm')
             check_version(w, batch, &op);
+        else if (op.family == FAMILY_STREAM && op.key.data[0] == 'w')
+            check_window(w, batch, &op);
         else if (op.family == FAMILY_STREAM && op.key.data[0] == 'x' && !op.key.data[3]) {
             struct state_settled s;
             CHECK(state_settled_get(op.value, &s));

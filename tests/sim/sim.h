@@ -26,7 +26,7 @@ struct sim_result {
     bool ok;
     char failure[512]; /* which promise, at which simulated time */
     uint64_t simulated_ms, events, crashes, messages, lost;
-    uint64_t records, segments, versions, leases_regranted, leases_missing, windows_missing, culprits;
+    uint64_t records, segments, versions, leases_regranted, leases_missing, windows_missing, culprits, promoted;
     uint64_t actions, rollbacks, retractions, quarantines, skipped, links,
         copies_refused; /* so that none is forgotten */
 };

@@ -28,6 +28,7 @@ static void add(struct sim_result *total, const struct sim_result *r)
     total->leases_missing += r->leases_missing;
     total->windows_missing += r->windows_missing;
     total->culprits += r->culprits;
+    total->promoted += r->promoted;
     total->actions += r->actions;
     total->rollbacks += r->rollbacks;
     total->retractions += r->retractions;
@@ -64,9 +65,9 @@ static void test_promises_hold(void)
     struct sim_result total;
     run_seeds(1, SEEDS, &total);
     EXPECT(total.crashes > SEEDS && total.lost > SEEDS && total.versions > 3 * SEEDS); /* it all did happen */
-    EXPECT(total.culprits && total.leases_regranted && total.leases_missing && total.windows_missing &&
-           total.rollbacks && total.retractions && total.quarantines && total.skipped && total.links &&
-           total.copies_refused);
+    EXPECT(total.promoted && total.culprits && total.leases_regranted && total.leases_missing &&
+           total.windows_missing && total.rollbacks && total.retractions && total.quarantines && total.skipped &&
+           total.links && total.copies_refused);
 }
 
 static void expect_found(unsigned planted, const char *what)
