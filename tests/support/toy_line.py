@@ -25,7 +25,7 @@ def free_ports():
     while True:
         base = random.randrange(20000, 30000, 8)
         try:
-            for port in range(base, base + 5):
+            for port in range(base, base + 7):
                 with socket.socket() as s:
                     s.bind(("127.0.0.1", port))
             return base

@@ -1,12 +1,15 @@
 #!/usr/bin/env python3
-"""Versions of a real line reach model servers: vLLM's calls, a hook that fails first, and what the coordinator says of them.
+"""Versions of a real line reach model servers: vLLM's calls, a hook that fails first, the hook for llama-server, and what the
+coordinator says of them.
 
 usage: test_serve.py ALLUVIUM
 
-The line learns on a toy base; the server is tests/client/fake_vllm.py, which answers as vLLM documents. Waits are for events.
+The line learns on a toy base; the servers are tests/client/fake_vllm.py and fake_llama_server.py, which answer as vLLM and
+llama-server document. Waits are for events.
 """
 import json
 import os
+import signal
 import subprocess
 import sys
 import urllib.request
@@ -48,6 +51,14 @@ def serving(line, target):
     return next((m for m in line.ask("status")["members"] if m.get("target") == target), {})
 
 
+def answers(address):
+    try:
+        urllib.request.urlopen(address + "/health", timeout=20).close()
+        return True
+    except OSError:
+        return False
+
+
 def main():
     fake = FakeServer()
     with toy_line.Line(sys.argv[1], "serve") as line:
@@ -61,11 +72,26 @@ def main():
         line.wait("version 1", line.version)
         keeper = line.start("keeper", "subscribe", "--join", line.join("subscriber"), "--dir", line.path("kept"), "--form", "peft",
                             "--drain", "1", "--serve", f"vllm={fake.url}")
+        state = line.path("llama")
+        llama_hook = os.path.join(HERE, "..", "..", "deploy", "serve", "llama-server.sh")
+        llama = line.start("llama", "subscribe", "--join", line.join("subscriber"), "--dir", line.path("gguf"), "--form", "gguf",
+                           "--hook", llama_hook, env={**os.environ, "LLAMA_BASE": line.base, "LLAMA_STATE": state,
+                                                      "LLAMA_PORT": str(line.port + 5),
+                                                      "LLAMA_SERVER": os.path.join(HERE, "..", "client", "fake_llama_server.py")})
         hooked = line.start("hooked", "subscribe", "--join", line.join("subscriber"), "--dir", line.path("hooked"), "--hook", hook)
 
         def has(version):
             name = f"serve-v{version}"
             return fake.adapters() == {name: os.path.join(os.path.realpath(line.path("kept")), name)}
+
+        def llama_serves(version):
+            """The address of the server in use, when it says that it has this version's file."""
+            try:
+                address = open(os.path.join(state, "upstream")).read().strip()
+                with urllib.request.urlopen(address + "/lora-adapters", timeout=20) as answer:
+                    return json.load(answer)[0]["path"].endswith(f"serve-v{version}/adapter.gguf") and address
+            except OSError:
+                return None
 
         line.wait("version 1 in the server", lambda: has(line.version()))
         config = json.load(open(line.path("kept", f"serve-v{line.version()}", "adapter_config.json")))
@@ -77,15 +103,28 @@ def main():
         line.wait("the hook to succeed", lambda: serving(line, hook).get("serving") == line.version() and not serving(line, hook)["error"])
         expect(open(heard).read().split() == ["serve", str(line.version())], f"the hook to be told once it works: {open(heard).read()}")
 
+        line.wait("it in llama-server", lambda: llama_serves(line.version()))
+        first = llama_serves(line.version())
         fake.tell(fail=503, times=2, path="/v1/load_lora_adapter")
         before = line.version()
         line.push()
         line.wait("a further version", lambda: line.version() > before)
         line.wait("it in the server, and nothing older", lambda: has(line.version()))
+        line.wait("it in a second llama-server", lambda: llama_serves(line.version()))
+        second = llama_serves(line.version())
+        line.wait("the first to end", lambda: not answers(first))
+        with open(line.path("broken.gguf"), "w") as f:
+            f.write("no GGUF")
+        broken = subprocess.run([llama_hook], capture_output=True, text=True, timeout=120, env={
+            **os.environ, "LLAMA_BASE": line.base, "LLAMA_STATE": state, "LLAMA_PORT": str(line.port + 5), "ALLUVIUM_VERSION": "99",
+            "ALLUVIUM_GGUF": line.path("broken.gguf"), "LLAMA_SERVER": os.path.join(HERE, "..", "client", "fake_llama_server.py")})
+        expect(broken.returncode == 1 and "failed to apply lora adapter" in broken.stderr, f"a broken file to fail: {broken}")
+        expect(llama_serves(line.version()) == second, "the server before to go on")
         fake.tell(forget=True)
         line.wait("it in a server that was started again", lambda: has(line.version()))
         line.wait("the report", lambda: serving(line, fake.url).get("serving") == line.version() and not serving(line, fake.url)["error"])
-        for p in (keeper, hooked, worker, line.coordinator):
+        os.kill(int(open(os.path.join(state, "pid")).read()), signal.SIGTERM)
+        for p in (keeper, hooked, llama, worker, line.coordinator):
             expect(line.stop(p), "a clean end after TERM")
         expect(len(fake.adapters()) == 1, "a subscriber that ends to leave its server as it is")
     fake.stop()
