@@ -15,6 +15,7 @@
 #include <signal.h>
 #include <string.h>
 #include <sys/eventfd.h>
+#include <sys/resource.h>
 #include <sys/signalfd.h>
 #include <unistd.h>
 #include <zmq.h>
@@ -530,9 +531,20 @@ static enum status shut_down(struct loop *l, struct err *err)
     return st;
 }
 
+/* A worker holds two connections; shells give 1,024 descriptors where the system allows more. */
+static void raise_descriptors(void)
+{
+    struct rlimit limit;
+    if (getrlimit(RLIMIT_NOFILE, &limit) == 0 && limit.rlim_cur < limit.rlim_max) {
+        limit.rlim_cur = limit.rlim_max;
+        (void)setrlimit(RLIMIT_NOFILE, &limit); /* without it there is room for fewer */
+    }
+}
+
 enum status coordinator_run(const struct coordinator_options *options, struct err *err)
 {
     hash_start();
+    raise_descriptors();
     struct loop *l = xcalloc(1, sizeof *l);
     struct err closing = {""};
     double start = clock_s();

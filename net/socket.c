@@ -6,6 +6,7 @@
 #include <string.h>
 #include <zmq.h>
 
+#include "base/hash.h"
 #include "base/limits.h"
 #include "net/zap.h"
 
@@ -17,8 +18,10 @@ enum {
     HANDSHAKE_MS = 5000,       /* a peer that opens a connection and says nothing is dropped after it */
     HEARTBEAT_MS = 2000,       /* a dead peer or a forgotten NAT entry is noticed ... */
     HEARTBEAT_LOST_MS = 10000, /* ... after this */
-    RECONNECT_MS = 100,
-    RECONNECT_MAX_MS = 10000, /* the library doubles up to here, and adds jitter of its own */
+    RECONNECT_MS =
+        100, /* to three times this: each socket has its own, for the library's jitter is never more than this, */
+    RECONNECT_MAX_MS =
+        10000, /* and doubled up to half of this, or all of it: peers that fell together come back apart */
     CONNECT_MS = 5000,
     BACKLOG = 256,
 };
@@ -98,10 +101,12 @@ enum status socket_server(void *zmq, const struct curve_pair *server, void **out
 enum status socket_client(void *zmq, const struct curve_pair *me, const struct curve_key *server, void **out,
                           struct err *err)
 {
-    static const struct option options[] = {
+    uint32_t luck[2];
+    random_bytes(luck, sizeof luck);
+    const struct option options[] = {
         {ZMQ_IMMEDIATE, 1}, /* nothing is queued for a connection that does not stand */
-        {ZMQ_RECONNECT_IVL, RECONNECT_MS},
-        {ZMQ_RECONNECT_IVL_MAX, RECONNECT_MAX_MS},
+        {ZMQ_RECONNECT_IVL, RECONNECT_MS + (int)(luck[0] % (2 * RECONNECT_MS))},
+        {ZMQ_RECONNECT_IVL_MAX, RECONNECT_MAX_MS / 2 + (int)(luck[1] % (RECONNECT_MAX_MS / 2))},
         {ZMQ_CONNECT_TIMEOUT, CONNECT_MS},
     };
     void *s = NULL;

@@ -361,6 +361,7 @@ void lease_progress(struct core *core, const struct event *event, struct member 
 void lease_return_task(struct core *core, const struct event *event, struct member *m);
 void lease_commit(struct core *core, const struct event *event, struct member *m);
 void lease_newer_boot(struct core *core, const struct member *m);
+void lease_undelivered(struct core *core, const struct member *m); /* its connection is gone: what it had not begun */
 void lease_serve(struct core *core); /* gives what is open to who waits */
 void lease_tell(struct core *core);  /* answers who waits, so that it applies the newest exclusions */
 void lease_expire(struct core *core);

@@ -343,6 +343,15 @@ void lease_serve(struct core *core)
     }
 }
 
+/* The answer that granted it had nowhere to go, or went down with the connection. Nobody is to blame, and nobody else should wait
+ * until it has been silent for long; a holder that lives after all asks again, or is told to abandon it. */
+void lease_undelivered(struct core *core, const struct member *m)
+{
+    for (uint32_t i = core->n_leases; i-- > 0;)
+        if (holds(core->leases[i], m) && !core->leases[i]->total)
+            give_back(core, i, false);
+}
+
 void lease_request(struct core *core, const struct event *event, struct member *m)
 {
     const Alv__TaskRequest *r = (const Alv__TaskRequest *)event->message;

@@ -97,7 +97,9 @@ void roster_gone(struct core *core, const struct peer *peer)
     struct hash16 conn = conn_key(peer);
     map_delete(&core->member_by_conn, &conn);
     roster_unpark(core, m);
-    m->here = false; /* its leases live on: it may come back on another connection */
+    m->here = false; /* leases it works on live on: it may come back on another connection */
+    if (m->peer.plane == PLANE_WORK)
+        lease_undelivered(core, m);
 }
 
 /* A member for this hello, or NULL with the refusal sent. */

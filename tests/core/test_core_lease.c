@@ -208,6 +208,36 @@ static void test_progress_keeps_and_boot_returns(void)
     world_close(&w);
 }
 
+/* A worker was killed while it waited: its lease was granted to a connection that is gone, and goes to the next at once. */
+static void test_an_undelivered_lease_is_granted_again(void)
+{
+    struct world w;
+    world_open(&w);
+    fill(&w, 1);
+    struct peer a = worker(&w, 51), b = worker(&w, 52);
+    const Alv__Lease *l = lease_for(&w, a);
+    REQUIRE(l != NULL);
+    uint64_t id = l->id;
+    EXPECT(world_task(&w, b) == NULL); /* parked: there is one lease */
+    uint64_t request = w.request;
+    struct event gone = {.kind = EVENT_PEER_GONE, .peer = a};
+    world_step(&w, &gone);
+    l = parked_lease(&w, request);
+    REQUIRE(l != NULL);
+    EXPECT_EQ(l->id, id);
+    EXPECT_EQ(l->generation, 2);
+    EXPECT(world_counts_once(&w));
+    a.conn++;
+    EXPECT_EQ(world_hello(&w, a, 51, 1), ST_OK); /* it lived: what it began in the meantime is another's */
+    Alv__Progress p = ALV__PROGRESS__INIT;
+    p.task = id;
+    p.generation = 1;
+    p.total = 16;
+    const struct said *s = world_send(&w, a, VERB_PROGRESS, &p);
+    EXPECT(s && ((const Alv__ProgressOk *)s->message)->abandon);
+    world_close(&w);
+}
+
 static void test_leases_survive_a_restart(void)
 {
     struct world w;
@@ -411,6 +441,7 @@ int main(void)
     RUN(test_duplicate_and_stale_deltas);
     RUN(test_late_delta_counts_until_another_has_it);
     RUN(test_progress_keeps_and_boot_returns);
+    RUN(test_an_undelivered_lease_is_granted_again);
     RUN(test_leases_survive_a_restart);
     RUN(test_data_nobody_finishes_is_held);
     RUN(test_drain_is_no_failure);

@@ -553,6 +553,34 @@ static bool silent(struct rig *rig, const struct incoming *in)
     return write(*(int *)rig->user, &one, sizeof one) == sizeof one;
 }
 
+/* What fell together does not come back together: each socket doubles its own pause, up to its own bound. */
+static void test_back_off_is_bounded_and_differs(void)
+{
+    enum { SOCKETS = 32 };
+    struct curve_pair me, server;
+    struct err err = {{0}};
+    void *zmq = zmq_ctx_new();
+    int first[2] = {0}, differ[2] = {0};
+    curve_pair_new(&me);
+    curve_pair_new(&server);
+    for (int i = 0; i < SOCKETS; i++) {
+        int ms[2] = {0};
+        size_t size = sizeof ms[0];
+        void *s = NULL;
+        if (!EXPECT_ST(socket_client(zmq, &me, &server.public_key, &s, &err), ST_OK, &err))
+            return;
+        EXPECT(zmq_getsockopt(s, ZMQ_RECONNECT_IVL, &ms[0], &size) == 0 && ms[0] >= 100 && ms[0] < 300);
+        EXPECT(zmq_getsockopt(s, ZMQ_RECONNECT_IVL_MAX, &ms[1], &size) == 0 && ms[1] >= 5000 && ms[1] < 10000);
+        for (int k = 0; k < 2; k++) {
+            first[k] = i ? first[k] : ms[k];
+            differ[k] += ms[k] != first[k];
+        }
+        zmq_close(s);
+    }
+    EXPECT(differ[0] > 0 && differ[1] > 0);
+    zmq_ctx_term(zmq);
+}
+
 static void test_stop_flag_ends_every_wait(void)
 {
     struct rig rig;
@@ -619,6 +647,7 @@ int main(void)
     RUN(test_plaintext_and_garbage);
     RUN(test_unreadable_table_admits_nobody_for_now);
     RUN(test_a_request_survives_a_restart_and_a_busy_server);
+    RUN(test_back_off_is_bounded_and_differs);
     RUN(test_stop_flag_ends_every_wait);
     RUN(test_pipelining);
     return harness_end();
