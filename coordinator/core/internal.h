@@ -362,8 +362,8 @@ void lease_return_task(struct core *core, const struct event *event, struct memb
 void lease_commit(struct core *core, const struct event *event, struct member *m);
 void lease_newer_boot(struct core *core, const struct member *m);
 void lease_undelivered(struct core *core, const struct member *m); /* its connection is gone: what it had not begun */
-void lease_serve(struct core *core); /* gives what is open to who waits */
-void lease_tell(struct core *core);  /* answers who waits, so that it applies the newest exclusions */
+void lease_serve(struct core *core);                               /* gives what is open to who waits */
+void lease_tell(struct core *core); /* answers who waits, so that it applies the newest exclusions */
 void lease_expire(struct core *core);
 void lease_store(struct core *core, struct lease *l);
 void lease_hold(struct core *core, uint32_t index, const char *reason); /* quarantines its data and drops it */
