@@ -139,7 +139,7 @@ static void print_people(json_t *held)
     printf("\n");
     print_value(stdout, table);
     printf("\nby_age: segments in each tenth of the domain's history, oldest first; about level when the sample is "
-           "fair.\n");
+           "fair.\nWhat is at or above the watermark is being learnt now, and is in no tenth.\n");
 }
 
 int cmd_replay(int argc, char **argv)

@@ -58,9 +58,13 @@ class Line:
             time.sleep(0.1)
         return self
 
+    def stop(self):
+        if self.p.returncode is None:
+            self.p.stdin.close()
+            expect(self.p.wait(60) == 0, "the pretended line to end cleanly")
+
     def __exit__(self, *_):
-        self.p.stdin.close()
-        expect(self.p.wait(60) == 0, "the pretended line to end cleanly")
+        self.stop()
         shutil.rmtree(self.home, ignore_errors=True)
 
     def get(self, path, headers=None, host=None):
@@ -112,6 +116,37 @@ def check_picture(line):
     expect(r.returncode == 0, f"alluvium plot: {r.stderr}")
     marks = [e for e in ET.fromstring(r.stdout).iter("{http://www.w3.org/2000/svg}path") if e.get("class") == "mark" and len(e)]
     expect(len(marks) == VERSIONS + 1, f"a mark a version, got {len(marks)}")
+
+
+def check_low_disk(line):
+    """The same line, served where little more than the reserve is free: alive, and not ready, and both say why."""
+    line.stop()
+    home = os.path.join(line.home, "line")
+    disk = os.statvfs(home)
+    reserve = int(0.7 * disk.f_bavail * disk.f_frsize)
+    p = subprocess.Popen([ALLUVIUM, "coordinator", "-C", home, "--http-port", str(line.port), "--reserve", str(reserve)], stderr=subprocess.DEVNULL)
+    try:
+        end, status = time.monotonic() + 60, {}
+        while not status.get("disk_low"):
+            assert time.monotonic() < end and p.poll() is None, f"the disk does not become low: {status.get('disk_low')}"
+            time.sleep(0.1)
+            try:
+                status = line.json("/status.json")
+            except OSError:
+                pass  # it is on its way
+        answer, body = line.get("/readyz")
+        expect(answer.status == 503 and body == "disk: low: pushes are put off\n", f"/readyz to say why not: {answer.status} {body}")
+        answer, body = line.get("/readyz?verbose")
+        expect(answer.status == 503 and "loop: ok\n" in body and not body.endswith("\nok\n"), f"/readyz?verbose to list what is well, too: {body}")
+        answer, body = line.get("/livez")
+        expect(answer.status == 200, f"/livez not to depend on the disk: {answer.status}")
+        expect("\nalluvium_disk_low 1\n" in line.get("/metrics")[1], "the metric as well")
+        state = {"status": status, "versions": line.json("/versions.json")["versions"], "verdicts": [], "held": line.json("/quarantine.json"),
+                 "now_s": time.time(), "expect": ["The disk is nearly full", "No worker has come yet", "Nobody subscribes yet", "No round has been judged yet"]}
+        draw(state)
+    finally:
+        p.terminate()
+        expect(p.wait(60) == 0, "the coordinator to end cleanly")
 
 
 def check_metrics(line):
@@ -231,6 +266,10 @@ def check_drawing(line, *words):
     """The page drawn from this line's answers by the very code that browsers run."""
     state = {"status": line.json("/status.json"), "versions": line.json("/versions.json")["versions"],
              "verdicts": line.json("/verdicts.json")["verdicts"], "held": line.json("/quarantine.json"), "now_s": time.time(), "expect": words}
+    draw(state)
+
+
+def draw(state):
     here = os.path.dirname(os.path.realpath(__file__))
     r = subprocess.run(["node", os.path.join(here, "page_check.mjs"), os.path.join(SOURCE, "coordinator", "page", "view.js")],
                        input=json.dumps(state), capture_output=True, text=True, timeout=60)
@@ -246,6 +285,7 @@ def main():
         check_json(line)
         check_page(line)
         check_drawing(line, "Nothing needs you", "6 of 18 steps", f"v{VERSIONS}", "http://gpu-1:8000", "Nearest to its budget")
+        check_low_disk(line)
     with Line(lambda s: s["stopped"] and s["version"] > VERSIONS and any(d["pending_bytes"] for d in s["domains"]), "trouble") as line:
         status, held = line.json("/status.json"), line.json("/quarantine.json")
         expect(status["stopped"] and "refused" in status["alarm"], f"an alarm: {status['alarm']}")

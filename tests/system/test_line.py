@@ -160,7 +160,7 @@ def main():
 
     held = json.loads(run("replay", "--dir", path("worker-2"), "-C", path("line"), "--json"))  # while that worker runs
     expect(held["segments"] == sum(d["segments"] for d in held["domains"]) > 0, f"a worker to hold some of the past: {held}")
-    expect(all(sum(d["by_age"]) <= d["segments"] and d["newest"] < d["watermark"] for d in held["domains"]), f"ages within the history: {held}")
+    expect(all(0 < sum(d["by_age"]) <= d["segments"] and d["oldest"] < d["watermark"] for d in held["domains"]), f"ages within the history: {held}")
     run("plot", "-C", path("line"), "--out", path("line.svg"))
 
     # what was rolled back is pending again, at new offsets that link to the old text, and is learnt once more
