@@ -200,7 +200,7 @@ function segments(states) {
 
 function domains(s) {
   const learnt = s.domains.filter(d => d.domain !== 'general');
-  const rows = s.domains.map(d => h('tr', {}, h('th', { scope: 'row' }, d.domain),
+  const rows = s.domains.map(d => h('tr', {}, h('th', { scope: 'row' }, d.domain + ' ', d.sentinel ? badge('', 'sentinel') : null),
     number(bytes(d.pending_bytes)), number(d.pending_bytes ? duration(d.lag_ms) : DASH),
     number(!d.pending_bytes ? DASH : d.eta_ms === null ? 'nobody works' : duration(d.eta_ms)),
     ...segments(d.states), number(bytes(d.bytes)), number(count(d.records)),

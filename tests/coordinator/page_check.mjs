@@ -22,6 +22,7 @@ const text = node => (typeof node === 'object' ? node.children.map(text).join(' 
 
 function check(node, ids) {
   if (typeof node !== 'object') {
+    if (typeof node === 'number') bad.add(`it shows the bare number ${node}`); // mostly a condition that was meant as yes or no
     if (/undefined|NaN|\[object|Infinity|\bnull\b|\bfalse\b/.test(String(node))) bad.add(`it shows "${node}"`);
     return;
   }
