@@ -36,7 +36,7 @@ def expect(ok, what):
 
 
 def promtool(*args, text=None):
-    r = subprocess.run([PROMTOOL, *args], input=text, capture_output=True, text=True, cwd=PROMETHEUS, timeout=60)
+    r = subprocess.run([PROMTOOL, *args], input=text, capture_output=True, text=True, cwd=PROMETHEUS, timeout=240)
     expect(r.returncode == 0 and not (text and (r.stdout or r.stderr)), f"promtool {' '.join(args)}: {r.stdout}{r.stderr}")
 
 
