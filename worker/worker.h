@@ -6,7 +6,7 @@
  *     DIR/commit     a delta that was computed but not yet answered (its blob is in DIR/blobs)
  *     DIR/blobs      parent adapters and deltas, by digest
  *     DIR/cache      RocksDB: replayed segments, scores of earlier evaluations, sequence of the last erasure
- *     DIR/lock       held while a worker runs
+ *     DIR/lock       held while a worker runs; its loop touches it every few seconds
  * All but `instance` and `boot` may be lost without harm to the line.
  */
 #ifndef WORKER_WORKER_H

@@ -82,6 +82,9 @@ def test_roles():
         worker = line.start("worker", "--join", pool, "--base", line.base, "--dir", line.path("worker"), "--threads", "1", NOTIFY_SOCKET=w.path)
         w.hear("READY=1")
         w.hear("WATCHDOG=1")
+        touched = os.stat(line.path("worker", "lock")).st_mtime_ns
+        w.hear("WATCHDOG=1")
+        expect(os.stat(line.path("worker", "lock")).st_mtime_ns > touched, "a beating worker to touch its lock, for probes")
         subscriber = line.start("subscribe", "--join", server, "--dir", line.path("adapters"), NOTIFY_SOCKET=s.path)
         s.hear("READY=1")
         wait("the subscriber to be in place", lambda: os.path.exists(line.path("adapters", "current")))
