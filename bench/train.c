@@ -1,34 +1,32 @@
 /* bench_train - tokens per second of LoRA training, beside what the machine's sgemm gives in the same minutes.
  *
- *     bench_train [--base FILE|DIR] [--threads N] [--samples S] [--seq T] [--steps K] [--memory MB] [--json FILE]
+ *     bench_train [--base FILE|DIR | --shape NAME] [--threads N] [--samples S] [--seq T] [--rank R] [--steps K]
+ *                 [--memory MB] [--turns] [--json FILE]
  *
  * One step is S samples of T rows (default 4 of 512), rank 16 on all seven linears. Without --base the weights are
- * random in the shape of SmolLM2-135M: speed does not depend on their values. Steps and 2048^3 products take turns, so
- * that a busy neighbour slows both; the medians are compared. The fraction counts model FLOP only:
+ * random in the shape of SmolLM2-135M or of --shape (lab.h). Steps and 2048^3 products take turns, so that a busy
+ * neighbour slows both; the medians are compared. The fraction counts model FLOP only:
  * 4 P + 6 P_lora + 4 V C + 7 L H D T per token (scores are computed again in the backward).
  *
  * After the steps, every product of a step is done by itself, in the library's own threads. "products / step" is what is left
  * to gain by anything that is no product; the CPU seconds say it on a busy machine too (waiting threads spin a little).
+ *
+ * With --turns: one step for every line on stdin, its seconds and its loss on stdout, then the peak; nothing else is
+ * measured (bench/peers/compare.py alternates with a peer).
  */
 #include <cblas.h>
 #undef I /* cblas.h brings <complex.h> */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/resource.h>
-#include <time.h>
 
 #include "base/buf.h"
 #include "base/clock.h"
 #include "base/hash.h"
-#include "model/base.h"
+#include "bench/lab.h"
 #include "model/trainer.h"
 
 enum { SGEMM = 2048, STEPS_MAX = 1000, PRODUCTS_MAX = 128 };
-
-struct seconds {
-    double wall, cpu;
-};
 
 struct product { /* (M, N) over K, `times` times a step; op(A) op(B) as cblas has them */
     CBLAS_TRANSPOSE ta, tb;
@@ -42,8 +40,9 @@ struct products {
 };
 
 struct bench {
-    const char *base, *json;
-    uint32_t threads, samples, seq, steps, memory_mb;
+    const char *base, *shape, *json;
+    uint32_t threads, samples, seq, rank, steps, memory_mb;
+    bool turns;
     struct trainer_config config;
     struct memory_plan plan;
     struct weights *weights;
@@ -53,55 +52,13 @@ struct bench {
     float *a, *b, *c; /* SGEMM squared */
 };
 
-static const struct arch smollm2 = {.kind = ARCH_LLAMA,
-                                    .n_layers = 30,
-                                    .d_model = 576,
-                                    .d_ff = 1536,
-                                    .n_heads = 9,
-                                    .n_kv_heads = 3,
-                                    .head_dim = 64,
-                                    .vocab_size = 49152,
-                                    .context_max = 8192,
-                                    .rope_theta = 1e5f,
-                                    .rms_eps = 1e-5f,
-                                    .tied_head = true};
-
-static void fail(const struct err *err)
-{
-    fprintf(stderr, "bench_train: %s\n", err->text);
-    exit(1);
-}
-
-static void fill(struct rng *rng, float *x, size_t n, float scale)
-{
-    for (size_t i = 0; i < n; i++)
-        x[i] = scale * ((float)(rng_u64(rng) >> 40) / (1 << 23) - 1);
-}
-
-static void load(struct bench *b)
-{
-    struct err err;
-    if (b->base) {
-        struct base *base;
-        if (base_open(b->base, &base, &err) != ST_OK || weights_load(base, &b->weights, &err) != ST_OK)
-            fail(&err);
-        base_close(base);
-        return;
-    }
-    struct rng rng;
-    rng_seed(&rng, 1);
-    if (weights_new(&smollm2, &b->weights, &err) != ST_OK)
-        fail(&err);
-    fill(&rng, b->weights->memory, b->weights->bytes / sizeof(float), 0.05f);
-}
-
 static void prepare(struct bench *b)
 {
     struct err err;
     struct adapter_shape shape;
     const struct arch *arch = &b->weights->arch;
-    if (adapter_shape_of(arch, 16, 32, LORA_ALL, &shape, &err) != ST_OK)
-        fail(&err);
+    if (adapter_shape_of(arch, b->rank, 2 * b->rank, LORA_ALL, &shape, &err) != ST_OK)
+        lab_fail(&err);
     trainer_defaults(&shape, &b->config);
     b->config.threads = b->threads;
     b->config.seq_max = b->seq;
@@ -109,31 +66,26 @@ static void prepare(struct bench *b)
     b->config.memory_max = (uint64_t)b->memory_mb * 1000000;
     if (trainer_fit(arch, &b->config, &b->plan, &err) != ST_OK ||
         trainer_new(b->weights, &b->config, &b->trainer, &err) != ST_OK)
-        fail(&err);
-    size_t n = adapter_floats(&shape);
-    float *block = xmalloc(n * sizeof *block);
-    adapter_init(&shape, 1, block);
+        lab_fail(&err);
+    float *block = lab_adapter(&shape);
     trainer_set_adapter(b->trainer, block);
     free(block);
 
-    struct rng rng;
-    rng_seed(&rng, 2);
-    uint32_t *tokens = xmalloc((size_t)b->samples * b->seq * 2 * sizeof *tokens);
-    struct sample *samples = xcalloc(b->samples, sizeof *samples);
-    for (uint32_t s = 0; s < b->samples; s++) {
-        samples[s] = (struct sample){tokens + (size_t)s * (b->seq + 1), NULL, b->seq + 1};
-        for (uint32_t i = 0; i <= b->seq; i++)
-            tokens[(size_t)s * (b->seq + 1) + i] = (uint32_t)rng_below(&rng, arch->vocab_size);
-    }
+    struct sample *samples = lab_samples(b->samples, b->seq, arch->vocab_size);
     for (uint32_t at = 0; at < b->samples;)
         at += pack_samples(samples + at, b->samples - at, b->config.rows_max, &b->batches[b->n_batches++]);
+    free((void *)samples[0].tokens);
     free(samples);
-    free(tokens);
-    b->a = xmalloc(sizeof(float) * SGEMM * SGEMM);
-    b->b = xmalloc(sizeof(float) * SGEMM * SGEMM);
-    b->c = xcalloc(SGEMM, sizeof(float) * SGEMM);
-    fill(&rng, b->a, SGEMM * SGEMM, 1);
-    fill(&rng, b->b, SGEMM * SGEMM, 1);
+}
+
+static void prepare_yardstick(struct bench *b)
+{
+    float **matrices[] = {&b->a, &b->b, &b->c};
+    for (int i = 0; i < 3; i++) {
+        *matrices[i] = xcalloc(SGEMM, sizeof(float) * SGEMM);
+        for (size_t k = 0; k < (size_t)SGEMM * SGEMM; k++)
+            (*matrices[i])[k] = 1.0f / (float)(1 + k % 97);
+    }
 }
 
 static double gflop_per_token(const struct arch *a, const struct adapter_shape *shape, uint32_t seq)
@@ -157,22 +109,16 @@ static double sgemm_seconds(const struct bench *b)
     return seconds;
 }
 
-static struct seconds now(void)
-{
-    struct timespec t;
-    clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &t);
-    return (struct seconds){clock_s(), (double)t.tv_sec + 1e-9 * (double)t.tv_nsec};
-}
-
-static struct seconds step_seconds(struct bench *b)
+static struct seconds step_seconds(struct bench *b, double *loss)
 {
     struct err err;
     struct step_result r;
-    struct seconds begin = now();
+    struct seconds begin = lab_now();
     if (trainer_step(b->trainer, b->batches, b->n_batches, &r, NULL, NULL, &err) != ST_OK)
-        fail(&err);
-    struct seconds end = now();
-    return (struct seconds){end.wall - begin.wall, end.cpu - begin.cpu};
+        lab_fail(&err);
+    if (loss)
+        *loss = r.loss;
+    return lab_since(begin);
 }
 
 static void add(struct products *p, CBLAS_TRANSPOSE ta, CBLAS_TRANSPOSE tb, uint32_t M, uint32_t N, uint32_t K,
@@ -202,7 +148,7 @@ static void products_of(const struct bench *b, struct products *p)
     const struct arch *a = &b->weights->arch;
     uint32_t C = a->d_model, D = a->head_dim, Q = a->n_heads * D, KV = a->n_kv_heads * D,
              G = a->n_heads / a->n_kv_heads;
-    uint32_t M = b->batches[0].n_rows, R = 16;
+    uint32_t M = b->batches[0].n_rows, R = b->rank;
     double layers = (double)a->n_layers * b->n_batches, rows = (double)b->samples * b->seq;
     add_linear(p, M, C, Q + 2 * KV, 3, R, layers);
     add_linear(p, M, Q, C, 1, R, layers);
@@ -245,29 +191,17 @@ static struct seconds products_seconds(const struct bench *b)
         struct seconds begin = {0, 0};
         for (int k = 0; k <= n; k++) { /* the first is not counted */
             if (k == 1)
-                begin = now();
+                begin = lab_now();
             cblas_sgemm(CblasRowMajor, x->ta, x->tb, (int)x->M, (int)x->N, (int)x->K, 1, A, (int)(ta ? x->M : x->K), B,
                         (int)(tb ? x->K : x->N), 0, Y, (int)x->N);
         }
-        struct seconds end = now();
-        sum.wall += (end.wall - begin.wall) / n * x->times;
-        sum.cpu += (end.cpu - begin.cpu) / n * x->times;
+        struct seconds took = lab_since(begin);
+        sum.wall += took.wall / n * x->times;
+        sum.cpu += took.cpu / n * x->times;
     }
     openblas_set_num_threads(1);
     free(A), free(B), free(Y);
     return sum;
-}
-
-static int ascending(const void *a, const void *b)
-{
-    double x = *(const double *)a, y = *(const double *)b;
-    return (x > y) - (x < y);
-}
-
-static double median(double *x, uint32_t n)
-{
-    qsort(x, n, sizeof *x, ascending);
-    return x[n / 2];
 }
 
 static double rows_of(const struct bench *b)
@@ -283,9 +217,9 @@ static void report(const struct bench *b, double *steps, double *step_cpu, doubl
     double rss = (peak - sgemm_bytes) / 1e6; /* the yardstick's matrices are not ours */
     struct seconds alone = products_seconds(b);
     trainer_fingerprint(b->trainer, fingerprint, sizeof fingerprint);
-    double step = median(steps, b->steps), cpu = median(step_cpu, b->steps);
+    double step = lab_median(steps, b->steps), cpu = lab_median(step_cpu, b->steps);
     double rate = rows_of(b) / step, gflop = gflop_per_token(arch, &b->config.shape, b->seq);
-    double sgemm = 2e-9 * SGEMM * SGEMM * SGEMM / median(products, b->steps);
+    double sgemm = 2e-9 * SGEMM * SGEMM * SGEMM / lab_median(products, b->steps);
     printf("%s\n", fingerprint);
     printf("%u x %u rows   %.0f tokens/s   %.3f GFLOP/token   %.1f GFLOP/s\n", b->samples, b->seq, rate, gflop,
            rate * gflop);
@@ -307,66 +241,84 @@ static void report(const struct bench *b, double *steps, double *step_cpu, doubl
                fingerprint, b->samples, b->seq, b->threads, b->steps, rate, gflop, sgemm, rate * gflop / sgemm,
                alone.wall / step, alone.cpu / cpu, rss, (double)b->plan.total / 1e6);
     if (file_write_durable(b->json, out.data, out.len, 0644, &err) != ST_OK)
-        fail(&err);
+        lab_fail(&err);
     buf_release(&out);
 }
 
-static uint32_t number(const char *s, uint32_t max)
+/* A step for every line on stdin. */
+static void take_turns(struct bench *b)
 {
-    char *end;
-    unsigned long v = strtoul(s, &end, 10);
-    struct err err;
-    if (*end || !*s || v < 1 || v > max) {
-        err_set(&err, ST_USAGE, "%s: a number from 1 to %u is wanted", s, max);
-        fail(&err);
+    while (lab_turn()) {
+        double loss;
+        struct seconds s = step_seconds(b, &loss);
+        printf("%.4f %.4f %.6f\n", s.wall, s.cpu, loss);
+        fflush(stdout);
     }
-    return (uint32_t)v;
+    printf("%.0f\n", lab_peak_bytes());
+}
+
+static void measure(struct bench *b)
+{
+    static double steps[STEPS_MAX], cpu[STEPS_MAX], products[STEPS_MAX];
+    prepare_yardstick(b);
+    step_seconds(b, NULL); /* warm */
+    sgemm_seconds(b);
+    for (uint32_t i = 0; i < b->steps; i++) {
+        products[i] = sgemm_seconds(b);
+        struct seconds step = step_seconds(b, NULL);
+        steps[i] = step.wall;
+        cpu[i] = step.cpu;
+    }
+    report(b, steps, cpu, products, lab_peak_bytes());
+    free(b->a), free(b->b), free(b->c);
+}
+
+static void parse(struct bench *b, int argc, char **argv)
+{
+    for (int i = 1; i < argc; i += 2) {
+        const char *value = i + 1 < argc ? argv[i + 1] : "";
+        if (!strcmp(argv[i], "--base"))
+            b->base = value;
+        else if (!strcmp(argv[i], "--shape"))
+            b->shape = value;
+        else if (!strcmp(argv[i], "--json"))
+            b->json = value;
+        else if (!strcmp(argv[i], "--threads"))
+            b->threads = lab_number(value, OPS_THREADS_MAX);
+        else if (!strcmp(argv[i], "--samples"))
+            b->samples = lab_number(value, 4096);
+        else if (!strcmp(argv[i], "--seq"))
+            b->seq = lab_number(value, 8192);
+        else if (!strcmp(argv[i], "--rank"))
+            b->rank = lab_number(value, LORA_RANK_MAX);
+        else if (!strcmp(argv[i], "--memory"))
+            b->memory_mb = lab_number(value, 1 << 20);
+        else if (!strcmp(argv[i], "--steps"))
+            b->steps = lab_number(value, STEPS_MAX);
+        else if (!strcmp(argv[i], "--turns"))
+            b->turns = true, i--; /* it has no value */
+        else {
+            fprintf(stderr, "usage: bench_train [--base FILE | --shape NAME] [--threads N] [--samples S] [--seq T] "
+                            "[--rank R] [--steps K] [--memory MB] [--turns] [--json FILE]\n");
+            exit(2);
+        }
+    }
 }
 
 int main(int argc, char **argv)
 {
-    static double steps[STEPS_MAX], cpu[STEPS_MAX], products[STEPS_MAX];
-    static struct bench b = {.threads = 2, .samples = 4, .seq = 512, .steps = 3};
-    for (int i = 1; i < argc; i += 2) {
-        const char *value = i + 1 < argc ? argv[i + 1] : "";
-        if (!strcmp(argv[i], "--base"))
-            b.base = value;
-        else if (!strcmp(argv[i], "--json"))
-            b.json = value;
-        else if (!strcmp(argv[i], "--threads"))
-            b.threads = number(value, OPS_THREADS_MAX);
-        else if (!strcmp(argv[i], "--samples"))
-            b.samples = number(value, 4096);
-        else if (!strcmp(argv[i], "--seq"))
-            b.seq = number(value, 8192);
-        else if (!strcmp(argv[i], "--memory"))
-            b.memory_mb = number(value, 1 << 20);
-        else if (!strcmp(argv[i], "--steps"))
-            b.steps = number(value, STEPS_MAX);
-        else {
-            fprintf(stderr, "usage: bench_train [--base FILE] [--threads N] [--samples S] [--seq T] [--steps K] "
-                            "[--memory MB] [--json FILE]\n");
-            return 2;
-        }
-    }
+    static struct bench b = {.shape = "smollm2-135m", .threads = 2, .samples = 4, .seq = 512, .rank = 16, .steps = 3};
+    parse(&b, argc, argv);
     hash_start();
-    load(&b);
+    b.weights = lab_weights(b.base, b.shape);
     prepare(&b);
-    step_seconds(&b); /* warm */
-    sgemm_seconds(&b);
-    for (uint32_t i = 0; i < b.steps; i++) {
-        products[i] = sgemm_seconds(&b);
-        struct seconds step = step_seconds(&b);
-        steps[i] = step.wall;
-        cpu[i] = step.cpu;
-    }
-    struct rusage usage;
-    getrusage(RUSAGE_SELF, &usage);
-    report(&b, steps, cpu, products, (double)usage.ru_maxrss * 1024);
+    if (b.turns)
+        take_turns(&b);
+    else
+        measure(&b);
     for (uint32_t i = 0; i < b.n_batches; i++)
         packed_release(&b.batches[i]);
     trainer_free(b.trainer);
     weights_free(b.weights);
-    free(b.a), free(b.b), free(b.c);
     return 0;
 }

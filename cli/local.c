@@ -1,5 +1,6 @@
 #include "cli/local.h"
 
+#include <math.h>
 #include <sched.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -168,25 +169,42 @@ static void on_refused(void *user, const char *where, const char *why)
     fprintf(stderr, "%s: refused: %s\n", where, why);
 }
 
-static void cut(struct corpus *corpus, size_t from, uint32_t index, uint32_t seq)
+void corpus_refuse(struct corpus *corpus, const char *where, const char *why)
 {
-    size_t end = corpus->tokens.n;
+    on_refused(NULL, where, why);
+    corpus->refused++;
+}
+
+struct window *corpus_window(struct corpus *corpus, size_t from, size_t n, uint32_t index)
+{
+    if (corpus->n == corpus->cap) {
+        corpus->cap = corpus->cap ? 2 * corpus->cap : 256;
+        corpus->windows = xrealloc_array(corpus->windows, corpus->cap, sizeof *corpus->windows);
+    }
+    struct window *w = &corpus->windows[corpus->n++];
+    *w = (struct window){.at = from, .n = (uint32_t)n, .path = index, .reference = NAN};
+    return w;
+}
+
+/* Windows of at most seq + 1 tokens; one in which nothing is a target is left out. False: that was all of them. */
+static bool cut(struct corpus *corpus, size_t from, uint32_t index, uint32_t seq)
+{
+    size_t end = corpus->tokens.n, had = corpus->n;
     for (size_t at = from; at + 1 < end; at += seq) {
         size_t n = end - at < (size_t)seq + 1 ? end - at : (size_t)seq + 1;
-        if (corpus->n == corpus->cap) {
-            corpus->cap = corpus->cap ? 2 * corpus->cap : 256;
-            corpus->windows = xrealloc_array(corpus->windows, corpus->cap, sizeof *corpus->windows);
-        }
-        corpus->windows[corpus->n++] = (struct window){at, (uint32_t)n, index};
+        if (memchr(corpus->mask.data + at + 1, 1, n - 1))
+            corpus_window(corpus, at, n, index);
     }
+    return corpus->n > had;
 }
 
 static enum status add_record(struct corpus *corpus, const struct local *engine, const Alv__Record *record,
-                              uint32_t index, uint32_t seq, struct err *err)
+                              uint32_t index, uint32_t seq, const char *where, struct err *err)
 {
     size_t from = corpus->tokens.n;
+    bool chat = record->kind == ALV__RECORD_KIND__RECORD_CHAT;
     enum status st;
-    if (record->kind == ALV__RECORD_KIND__RECORD_CHAT) {
+    if (chat) {
         st = render_chat(engine, (const char *)record->text.data, record->text.len, false, &corpus->tokens,
                          &corpus->mask, err);
     } else {
@@ -198,7 +216,11 @@ static enum status add_record(struct corpus *corpus, const struct local *engine,
     }
     if (st != ST_OK)
         return st;
-    cut(corpus, from, index, seq);
+    if (!cut(corpus, from, index, seq) && chat) {
+        corpus->tokens.n = corpus->mask.len = from;
+        corpus_refuse(corpus, where, "the chat has no words of an assistant, so there is nothing to learn from it");
+        return ST_OK;
+    }
     corpus->records++;
     corpus->bytes += record->text.len;
     return ST_OK;
@@ -220,8 +242,8 @@ enum status corpus_add(struct corpus *corpus, const struct local *engine, const 
             st = ST_OK; /* a pipe: the next read finds more, or its end */
         for (uint32_t i = 0; i < records->n && st == ST_OK; i++) {
             char where[4400];
-            st = add_record(corpus, engine, records->items[i], index, seq, err);
             source_where(source, records->places[i], where, sizeof where);
+            st = add_record(corpus, engine, records->items[i], index, seq, where, err);
             if (st != ST_OK)
                 err_prefix(err, st, "%s", where);
         }
@@ -245,5 +267,8 @@ void corpus_release(struct corpus *corpus)
     token_buf_release(&corpus->tokens);
     buf_release(&corpus->mask);
     free(corpus->windows);
+    for (size_t i = 0; i < corpus->n_teachers; i++)
+        safetensors_close(corpus->teachers[i]);
+    free(corpus->teachers);
     *corpus = (struct corpus){0};
 }

@@ -3,6 +3,7 @@
 #define CLI_LOCAL_H
 
 #include "adapter/adapter.h"
+#include "adapter/safetensors.h"
 #include "cli/cli.h"
 #include "model/base.h"
 #include "model/pack.h"
@@ -36,14 +37,28 @@ struct corpus {
     struct buf mask;
     struct window {
         size_t at;
-        uint32_t n, path; /* path: index of the argument it came from */
+        uint32_t n, path;     /* path: index of the argument it came from */
+        double reference;     /* pairs: log-probability of the answer under the reference; NAN: to be scored */
+        const float *teacher; /* (n - 1, vocabulary) logits, or NULL */
     } * windows;
     size_t n, cap;
     uint64_t records, bytes, refused;
+    struct safetensors **teachers; /* (n_teachers) files that windows point into */
+    size_t n_teachers;
 };
 /* What is refused is named on standard error and counted. Chats are rendered with the base's template. */
 enum status corpus_add(struct corpus *corpus, const struct local *engine, const char *path, uint32_t index,
                        uint32_t seq, struct err *err);
+void corpus_refuse(struct corpus *corpus, const char *where, const char *why);
+struct window *corpus_window(struct corpus *corpus, size_t from, size_t n,
+                             uint32_t index); /* of tokens [from, from + n) */
+
+/* The other objectives' data (docs/how-to/train-on-files.md says what the files hold). Pairs: windows 2i and 2i + 1 are
+ * the chosen and the rejected answer of one prompt. Teacher: one window for each ids tensor. */
+enum status corpus_add_pairs(struct corpus *corpus, const struct local *engine, const char *path, uint32_t index,
+                             uint32_t seq, struct err *err);
+enum status corpus_add_teacher(struct corpus *corpus, const char *path, uint32_t vocab_size, uint32_t index,
+                               uint32_t seq, struct err *err);
 struct sample corpus_sample(const struct corpus *corpus, size_t window);
 void corpus_release(struct corpus *corpus);
 

@@ -19,9 +19,10 @@ struct args {
     const char *base, *out, *adapter, *base_name;
     struct option_list data;
     uint32_t steps, seq, step_tokens, rank, alpha, warmup, threads, micro_rows;
-    double lr, clip, weight_decay;
+    double lr, clip, weight_decay, beta;
     uint64_t seed, memory;
-    unsigned backend;
+    unsigned backend, objective;
+    uint32_t vocab_size; /* of the base */
     bool dry_run;
 };
 
@@ -29,7 +30,11 @@ static const struct option_row rows[] = {
     OPTION(struct args, base, OPTION_TEXT, "base", 0, "PATH",
            "the base model: a GGUF file or a Hugging Face directory"),
     OPTION(struct args, data, OPTION_LIST, "data", 0, "PATH",
-           "what to learn, as for push; more may follow as arguments", .no_env = true),
+           "what to learn, as for push; for dpo and kl see docs/how-to/train-on-files.md; more may follow as arguments",
+           .no_env = true),
+    OPTION(struct args, objective, OPTION_CHOICE, "objective", 0, "lm|dpo|kl",
+           "lm: text and chats; dpo: pairs of answers; kl: a teacher's logits"),
+    OPTION(struct args, beta, OPTION_F64, "beta", 0, "X", "dpo: how close to the reference", .low = 1e-6, .high = 100),
     OPTION(struct args, out, OPTION_TEXT, "out", 'o', "DIR", "where the adapter is written: PEFT and GGUF",
            .no_env = true),
     OPTION(struct args, adapter, OPTION_TEXT, "adapter", 0, "PATH", "go on from this adapter", .no_env = true),
@@ -66,14 +71,20 @@ static const struct option_row rows[] = {
     OPTION(struct args, dry_run, OPTION_FLAG, "dry-run", 0, NULL, "show the memory plan and end", .no_env = true),
 };
 
-/* Windows in a seeded order, another for each pass over the data. */
+/* Windows that go together: an answer comes with its rival. */
+static uint32_t unit(const struct args *args)
+{
+    return args->objective == OBJECTIVE_DPO ? 2 : 1;
+}
+
+/* Units of windows in a seeded order, another for each pass over the data. */
 struct order {
     struct rng rng;
     size_t *index, n, at;
     uint32_t passes;
 };
 
-static size_t next_window(struct order *order)
+static size_t next_unit(struct order *order)
 {
     if (order->at == order->n) {
         for (size_t i = order->n; i > 1; i--) {
@@ -87,30 +98,106 @@ static size_t next_window(struct order *order)
     return order->index[order->at++];
 }
 
-static enum status one_step(const struct args *args, const struct corpus *corpus, struct order *order,
-                            struct trainer *trainer, uint32_t rows_max, struct step_result *out, struct err *err)
+/* Some windows as micro-batches, with what their objective needs. */
+struct batches {
+    struct packed packed[BATCHES_MAX];
+    uint32_t n;
+    double *reference;     /* (n_windows) */
+    const float **teacher; /* (rows) */
+};
+
+static void batches_release(struct batches *b)
 {
-    struct packed batches[BATCHES_MAX];
-    uint32_t n_batches = 0, n = 0, cap = args->step_tokens + 1;
-    struct sample *samples = xcalloc(cap, sizeof *samples);
+    for (uint32_t i = 0; i < b->n; i++)
+        packed_release(&b->packed[i]);
+    free(b->reference);
+    free(b->teacher);
+}
+
+static enum status make_batches(const struct args *args, const struct corpus *corpus, const size_t *windows, uint32_t n,
+                                uint32_t rows_max, struct batches *out, struct err *err)
+{
+    struct sample *samples = xcalloc((size_t)n + 1, sizeof *samples);
     uint64_t n_rows = 0;
-    while (n_rows < args->step_tokens && n < cap) {
-        samples[n] = corpus_sample(corpus, next_window(order));
-        n_rows += samples[n++].n_tokens - 1;
+    for (uint32_t i = 0; i < n; i++) {
+        samples[i] = corpus_sample(corpus, windows[i]);
+        n_rows += samples[i].n_tokens - 1;
     }
+    out->n = 0;
+    out->reference = xcalloc((size_t)n + 1, sizeof *out->reference);
+    out->teacher = xcalloc(n_rows + 1, sizeof *out->teacher);
+    const float **teacher = out->teacher;
     enum status st = ST_OK;
-    for (uint32_t at = 0; at < n;) {
-        if (n_batches == BATCHES_MAX) {
+    for (uint32_t at = 0; at < n && st == ST_OK;) {
+        if (out->n == BATCHES_MAX) {
             st = err_set(err, ST_LIMIT, "a step of more than %d micro-batches; raise --micro-rows", BATCHES_MAX);
             break;
         }
-        at += pack_samples(samples + at, n - at, rows_max, &batches[n_batches++]);
+        struct packed *p = &out->packed[out->n++];
+        uint32_t taken = unit(args) == 2 ? pack_pairs(samples + at, n - at, rows_max, p)
+                                         : pack_samples(samples + at, n - at, rows_max, p);
+        p->reference = out->reference + at;
+        p->teacher = teacher;
+        for (uint32_t i = at; i < at + taken; i++) {
+            const struct window *w = &corpus->windows[windows[i]];
+            out->reference[i] = w->reference;
+            for (uint32_t m = 0; m + 1 < w->n; m++)
+                *teacher++ = w->teacher ? w->teacher + (size_t)m * args->vocab_size : NULL;
+        }
+        at += taken;
     }
-    if (st == ST_OK)
-        st = trainer_step(trainer, batches, n_batches, out, NULL, NULL, err);
-    for (uint32_t i = 0; i < n_batches; i++)
-        packed_release(&batches[i]);
     free(samples);
+    return st;
+}
+
+static enum status one_step(const struct args *args, const struct corpus *corpus, struct order *order,
+                            struct trainer *trainer, uint32_t rows_max, struct step_result *out, struct err *err)
+{
+    uint32_t n = 0, cap = args->step_tokens + 2;
+    size_t *windows = xcalloc(cap, sizeof *windows);
+    uint64_t n_rows = 0;
+    while (n_rows < args->step_tokens && n + unit(args) <= cap)
+        for (size_t first = next_unit(order) * unit(args), i = 0; i < unit(args); i++) {
+            windows[n++] = first + i;
+            n_rows += corpus->windows[first + i].n - 1;
+        }
+    struct batches batches;
+    enum status st = make_batches(args, corpus, windows, n, rows_max, &batches, err);
+    if (st == ST_OK)
+        st = trainer_step(trainer, batches.packed, batches.n, out, NULL, NULL, err);
+    batches_release(&batches);
+    free(windows);
+    return st;
+}
+
+static bool stopped(void)
+{
+    struct pollfd stop = {.fd = cli_stop_fd(), .events = POLLIN};
+    return poll(&stop, 1, 0) > 0;
+}
+
+/* The reference's log-probabilities of pairs that came without: those of the adapter that training begins with. */
+static enum status score_references(const struct args *args, struct corpus *corpus, struct trainer *trainer,
+                                    uint32_t rows_max, struct err *err)
+{
+    struct progress bar = {.what = "reference", .unit = UNIT_STEPS};
+    enum status st = ST_OK;
+    for (size_t w = 0; w < corpus->n && st == ST_OK && !stopped(); w += 2) {
+        if (!isnan(corpus->windows[w].reference))
+            continue;
+        const size_t pair[2] = {w, w + 1};
+        struct batches batches;
+        double nll[2];
+        uint32_t targets[2];
+        st = make_batches(args, corpus, pair, 2, rows_max, &batches, err);
+        if (st == ST_OK)
+            st = trainer_score(trainer, batches.packed, batches.n, nll, targets, err);
+        for (int i = 0; i < 2 && st == ST_OK; i++)
+            corpus->windows[w + (size_t)i].reference = -nll[i];
+        batches_release(&batches);
+        progress_draw(&bar, w / 2 + 1, corpus->n / 2, "pairs");
+    }
+    progress_end(&bar);
     return st;
 }
 
@@ -161,23 +248,18 @@ static void print_plan(const struct memory_plan *plan, const struct trainer_conf
                text[0], text[1], text[2], text[3], text[4], config->rows_max, policy);
 }
 
-static bool stopped(void)
-{
-    struct pollfd stop = {.fd = cli_stop_fd(), .events = POLLIN};
-    return poll(&stop, 1, 0) > 0;
-}
-
 /* The steps. On a stop what was learned so far is kept: *done tells how much. */
 static enum status learn(const struct args *args, const struct corpus *corpus, struct trainer *trainer,
                          uint32_t rows_max, uint32_t *done, struct err *err)
 {
     struct progress bar = {.what = "train", .unit = UNIT_STEPS};
-    struct order order = {.n = corpus->n, .at = corpus->n, .index = xcalloc(corpus->n, sizeof *order.index)};
+    size_t units = corpus->n / unit(args);
+    struct order order = {.n = units, .at = units, .index = xcalloc(units, sizeof *order.index)};
     enum status st = ST_OK;
     double loss = NAN, began = clock_s();
     uint64_t tokens = 0;
     rng_seed(&order.rng, args->seed);
-    for (size_t i = 0; i < corpus->n; i++)
+    for (size_t i = 0; i < units; i++)
         order.index[i] = i;
     for (*done = 0; *done < args->steps && st == ST_OK && !stopped();) {
         struct step_result result;
@@ -188,13 +270,16 @@ static enum status learn(const struct args *args, const struct corpus *corpus, s
         ++*done;
         tokens += result.n_targets;
         loss = isnan(loss) ? result.loss : 0.9 * loss + 0.1 * result.loss;
-        char extra[100];
-        snprintf(extra, sizeof extra, "loss %.4f, %.0f tok/s", loss, (double)tokens / (clock_s() - began));
+        char extra[100], preferred[32] = "";
+        if (unit(args) == 2)
+            snprintf(preferred, sizeof preferred, ", preferred %.0f %%", 100 * result.preferred);
+        snprintf(extra, sizeof extra, "loss %.4f%s, %.0f tok/s", loss, preferred, (double)tokens / (clock_s() - began));
         progress_draw(&bar, *done, args->steps, extra);
         if (common.json)
-            print_json_line(json_pack("{s:s,s:I,s:f,s:f,s:I,s:f}", "event", "step", "step", (json_int_t)*done, "loss",
-                                      result.loss, "grad_norm", result.grad_norm, "tokens",
-                                      (json_int_t)result.n_targets, "seconds", clock_s() - at));
+            print_json_line(json_pack("{s:s,s:I,s:f,s:f,s:I,s:f,s:o*}", "event", "step", "step", (json_int_t)*done,
+                                      "loss", result.loss, "grad_norm", result.grad_norm, "tokens",
+                                      (json_int_t)result.n_targets, "seconds", clock_s() - at, "preferred",
+                                      unit(args) == 2 ? json_real(result.preferred) : NULL));
     }
     progress_end(&bar);
     free(order.index);
@@ -221,10 +306,15 @@ static enum status read_data(const struct options *o, const struct args *args, c
                              struct corpus *corpus, struct err *err)
 {
     enum status st = ST_OK;
-    for (uint32_t i = 0; i < args->data.n && st == ST_OK; i++)
-        st = corpus_add(corpus, engine, args->data.items[i], i, args->seq, err);
-    for (int i = 0; i < o->n_rest && st == ST_OK; i++)
-        st = corpus_add(corpus, engine, o->rest[i], args->data.n + (uint32_t)i, args->seq, err);
+    for (uint32_t i = 0; i < args->data.n + (uint32_t)o->n_rest && st == ST_OK; i++) {
+        const char *path = i < args->data.n ? args->data.items[i] : o->rest[i - args->data.n];
+        if (args->objective == OBJECTIVE_DPO)
+            st = corpus_add_pairs(corpus, engine, path, i, args->seq, err);
+        else if (args->objective == OBJECTIVE_KL)
+            st = corpus_add_teacher(corpus, path, args->vocab_size, i, args->seq, err);
+        else
+            st = corpus_add(corpus, engine, path, i, args->seq, err);
+    }
     if (st == ST_OK && !corpus->n)
         st = err_set(err, ST_BAD_DATA, "there is nothing to learn from in %s",
                      args->data.n ? args->data.items[0] : o->rest[0]);
@@ -234,7 +324,7 @@ static enum status read_data(const struct options *o, const struct args *args, c
     return st;
 }
 
-static enum status run_train(const struct options *o, const struct args *args, struct err *err)
+static enum status run_train(const struct options *o, struct args *args, struct err *err)
 {
     struct local engine = {0};
     struct lora lora = {0};
@@ -251,7 +341,9 @@ static enum status run_train(const struct options *o, const struct args *args, s
         st = start_factors(args, base_arch(engine.base), &lora, err);
     if (st != ST_OK)
         goto finish;
+    args->vocab_size = base_arch(engine.base)->vocab_size;
     trainer_defaults(&lora.shape, &config);
+    config.objective = (struct objective){(enum objective_kind)args->objective, args->beta};
     config.lr = (float)args->lr;
     config.clip = (float)args->clip;
     config.weight_decay = (float)args->weight_decay;
@@ -277,7 +369,10 @@ static enum status run_train(const struct options *o, const struct args *args, s
     if (common.json)
         print_plan(&plan, &config, fingerprint);
     trainer_set_adapter(trainer, lora.block);
-    st = learn(args, &corpus, trainer, config.rows_max, &done, err);
+    if (args->objective == OBJECTIVE_DPO)
+        st = score_references(args, &corpus, trainer, config.rows_max, err);
+    if (st == ST_OK)
+        st = learn(args, &corpus, trainer, config.rows_max, &done, err);
     if (st == ST_OK && done)
         st = write_adapter(args, &engine, &lora.shape, trainer_adapter(trainer), err);
     if (st == ST_OK && !common.json && done)
@@ -304,6 +399,7 @@ int cmd_train(int argc, char **argv)
                         .micro_rows = 1024,
                         .warmup = 4,
                         .clip = 1,
+                        .beta = 0.1,
                         .seed = 1};
     struct err err = {""};
     int code;
@@ -313,6 +409,7 @@ int cmd_train(int argc, char **argv)
         .summary = "Trains a LoRA adapter on files: the engine by itself, one process, no network.",
         .examples = "alluvium train --base base.gguf --data notes.jsonl --steps 200 --out ./adapter\n"
                     "alluvium train --base base.gguf --data ./src --lr 5e-4 --out ./adapter --threads 4\n"
+                    "alluvium train --base base.gguf --objective dpo --data pairs.jsonl --lr 2e-4 --out ./adapter\n"
                     "alluvium train --base base.gguf --dry-run",
         .rows = rows,
         .n_rows = sizeof rows / sizeof rows[0],
@@ -320,8 +417,8 @@ int cmd_train(int argc, char **argv)
     };
     if (!cli_begin(&o, argc, argv, &code))
         return code;
-    if (args.micro_rows < args.seq)
-        args.micro_rows = args.seq;
+    if (args.micro_rows < args.seq * unit(&args))
+        args.micro_rows = args.seq * unit(&args);
     enum status st = run_train(&o, &args, &err);
     return cli_end(&o, st, &err);
 }

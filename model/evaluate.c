@@ -90,12 +90,13 @@ enum status evaluator_score(struct evaluator *evaluator, const struct sample *sa
     double *sums = xcalloc((size_t)n + 1, sizeof *sums);
     uint32_t *counts = xcalloc((size_t)n + 1, sizeof *counts);
     enum status st = ST_OK;
+    const struct objective plain = {.kind = OBJECTIVE_LM};
     for (uint32_t at = 0; at < n && st == ST_OK;) {
         struct packed packed;
         uint32_t taken = pack_samples(samples + at, n - at, evaluator->config.rows_max, &packed);
         st = transformer_accepts(evaluator->transformer, &packed, err);
         if (st == ST_OK)
-            transformer_run(evaluator->transformer, evaluator->bare ? NULL : evaluator->block, NULL, &packed, 0,
+            transformer_run(evaluator->transformer, evaluator->bare ? NULL : evaluator->block, NULL, &packed, &plain, 0,
                             sums + at, counts + at);
         for (uint32_t s = at; s < at + taken && st == ST_OK; s++)
             if (!isfinite(sums[s]))

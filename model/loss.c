@@ -15,6 +15,7 @@ void loss_layout(struct loss *loss, const struct arch *arch, uint32_t rows_max, 
     loss->rows = arena_take(arena, piece * sizeof *loss->rows);
     loss->targets = arena_take(arena, piece * sizeof *loss->targets);
     loss->nll = arena_take(arena, piece * sizeof *loss->nll);
+    loss->teacher = arena_take(arena, piece * sizeof *loss->teacher);
 }
 
 static void head(const struct loss *loss, const struct weights *w, real *logits, const real *x, uint32_t n)
@@ -24,20 +25,39 @@ static void head(const struct loss *loss, const struct weights *w, real *logits,
     loss->ops->linear(loss->pool, logits, V, loss->normed, C, w->head, C, n, V, C, 1, false);
 }
 
-static void run_piece(const struct loss *loss, const struct weights *w, real *dx, const real *x, real grad_scale,
-                      uint32_t n)
+static void run_piece(const struct loss *loss, const struct weights *w, real *dx, const real *x,
+                      enum objective_kind kind, real grad_scale, uint32_t n)
 {
     uint32_t C = w->arch.d_model, V = w->arch.vocab_size;
     head(loss, w, loss->logits, x, n);
-    loss->ops->cross_entropy(loss->pool, loss->nll, loss->logits, loss->targets, n, V, dx ? grad_scale : 0);
+    if (kind == OBJECTIVE_KL)
+        loss->ops->divergence(loss->pool, loss->nll, loss->logits, loss->teacher, n, V, grad_scale);
+    else
+        loss->ops->cross_entropy(loss->pool, loss->nll, loss->logits, loss->targets, n, V, dx ? grad_scale : 0);
     if (!dx)
         return;
     loss->ops->linear_dx(loss->pool, dx, C, loss->logits, V, w->head, C, n, V, C, 1, false);
     loss->ops->rmsnorm_dx(loss->pool, dx, C, dx, C, x, C, w->out_norm, n, 1, C, (real)w->arch.rms_eps, false);
 }
 
+/* The weight of a pair is known when both its samples have been through the head: only then their rows get it. */
+static void weigh(const struct weights *w, real *dx, const struct packed *packed, const struct objective *objective,
+                  const double *nll)
+{
+    size_t C = w->arch.d_model;
+    for (uint32_t s = 0; s < packed->n_samples; s++) {
+        real weight = (real)objective_weight(objective, packed, nll, s);
+        for (uint32_t m = packed->cu_seqlens[s]; m < packed->cu_seqlens[s + 1]; m++)
+            if (packed->mask[m]) {
+                for (size_t i = 0; i < C; i++)
+                    dx[i] *= weight;
+                dx += C;
+            }
+    }
+}
+
 void loss_run(const struct loss *loss, const struct weights *w, real *dx, const real *x, const struct packed *packed,
-              real grad_scale, double *nll, uint32_t *n_targets)
+              const struct objective *objective, real grad_scale, double *nll, uint32_t *n_targets)
 {
     size_t C = w->arch.d_model, done = 0;
     uint32_t row = 0, sample = 0;
@@ -46,9 +66,10 @@ void loss_run(const struct loss *loss, const struct weights *w, real *dx, const 
         for (; row < packed->n_rows && n < loss->piece_rows; row++)
             if (packed->mask[row]) {
                 loss->rows[n] = row;
+                loss->teacher[n] = packed->teacher ? packed->teacher[row] : NULL;
                 loss->targets[n++] = packed->targets[row];
             }
-        run_piece(loss, w, dx ? dx + done * C : NULL, x + done * C, grad_scale, n);
+        run_piece(loss, w, dx ? dx + done * C : NULL, x + done * C, objective->kind, grad_scale, n);
         done += n;
         for (uint32_t i = 0; i < n; i++) {
             while (loss->rows[i] >= packed->cu_seqlens[sample + 1])
@@ -57,6 +78,8 @@ void loss_run(const struct loss *loss, const struct weights *w, real *dx, const 
             n_targets[sample]++;
         }
     }
+    if (dx && objective->kind == OBJECTIVE_DPO)
+        weigh(w, dx, packed, objective, nll);
 }
 
 void loss_logits(const struct loss *loss, const struct weights *w, real *logits, const real *x, uint32_t n)

@@ -8,6 +8,7 @@
 #define MODEL_LOSS_H
 
 #include "model/arena.h"
+#include "model/objective.h"
 #include "model/ops.h"
 #include "model/pack.h"
 #include "model/weights.h"
@@ -19,16 +20,17 @@ struct loss {
     real *normed, *logits;    /* (piece, C), (piece, V) */
     uint32_t *rows, *targets; /* (piece) */
     double *nll;              /* (piece) */
+    const real **teacher;     /* (piece) */
 };
 
 /* Takes scratch for batches of up to `rows_max` rows. */
 void loss_layout(struct loss *loss, const struct arch *arch, uint32_t rows_max, struct arena *arena);
 
 /* x (N, C) is the residual stream after the last layer at the N = packed->n_targets target rows, in order. Adds each
- * sample's loss to nll (n_samples) and its targets to n_targets (n_samples), which the caller has zeroed. dx (N, C), unless
- * NULL, becomes grad_scale * d(sum of nll)/dx. */
+ * sample's loss (for KL: its divergence) to nll (n_samples) and its targets to n_targets (n_samples), which the caller has
+ * zeroed. dx (N, C), unless NULL, becomes grad_scale * d(objective_sum)/dx. */
 void loss_run(const struct loss *loss, const struct weights *w, real *dx, const real *x, const struct packed *packed,
-              real grad_scale, double *nll, uint32_t *n_targets);
+              const struct objective *objective, real grad_scale, double *nll, uint32_t *n_targets);
 
 /* logits (n, V) of the rows of x (n, C) */
 void loss_logits(const struct loss *loss, const struct weights *w, real *logits, const real *x, uint32_t n);

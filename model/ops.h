@@ -84,6 +84,10 @@ struct ops {
     /* nll (M) = log sum exp(logits) - logits[target]. grad_scale != 0: logits become grad_scale * (softmax - one-hot). */
     void (*cross_entropy)(struct pool *pool, double *nll, real *logits, const uint32_t *targets, uint32_t M, uint32_t V,
                           real grad_scale);
+    /* kl (M) = KL(softmax(teacher) || softmax(logits)); logits become grad_scale * (softmax(logits) - softmax(teacher)).
+     * teacher: M pointers to rows of V. */
+    void (*divergence)(struct pool *pool, double *kl, real *logits, const real *const *teacher, uint32_t M, uint32_t V,
+                       real grad_scale);
 };
 
 extern const struct ops ops_ref, ops_blas;

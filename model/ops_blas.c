@@ -121,6 +121,7 @@ struct rows { /* the arguments of every row loop below; each uses what it needs 
     float *out, *out2;
     const float *in, *in2, *w;
     const uint32_t *ids;
+    const float *const *rows;
     double *nll;
     size_t ld_out, ld_in, ld_in2;
     uint32_t M, heads, C, threads;
@@ -261,6 +262,27 @@ static void cross_entropy(struct pool *pool, double *nll, float *logits, const u
     rows_all(pool,
              (struct rows){
                  .row = cross_entropy_row, .nll = nll, .out = logits, .ids = targets, .M = M, .C = V, .x = grad_scale});
+}
+
+static double log_sum_exp(const float *x, uint32_t n)
+{
+    float max = simd_max(x, n);
+    return log(simd_exp_sum(x, max, n)) + (double)max;
+}
+
+static void divergence_row(const struct rows *r, size_t m)
+{
+    float *row = r->out + m * r->C;
+    r->nll[m] = simd_divergence(row, r->rows[m], (float)log_sum_exp(row, r->C), (float)log_sum_exp(r->rows[m], r->C),
+                                r->x, r->C);
+}
+
+static void divergence(struct pool *pool, double *kl, float *logits, const float *const *teacher, uint32_t M,
+                       uint32_t V, float grad_scale)
+{
+    rows_all(pool,
+             (struct rows){
+                 .row = divergence_row, .nll = kl, .out = logits, .rows = teacher, .M = M, .C = V, .x = grad_scale});
 }
 
 /* ------------------------------------------------------------------ attention */
@@ -445,6 +467,7 @@ const struct ops ops_blas = {
     .swiglu = swiglu,
     .swiglu_back = swiglu_back,
     .cross_entropy = cross_entropy,
+    .divergence = divergence,
 };
 
 const struct ops *ops_of(enum ops_kind kind)

@@ -220,23 +220,44 @@ static void swiglu_back(struct pool *pool, real *GU, real *Y, const real *dY, ui
         }
 }
 
+static double log_sum_exp(const real *x, uint32_t n)
+{
+    double max = -INFINITY, sum = 0;
+    for (uint32_t i = 0; i < n; i++)
+        max = fmax(max, (double)x[i]);
+    for (uint32_t i = 0; i < n; i++)
+        sum += exp((double)x[i] - max);
+    return max + log(sum);
+}
+
 static void cross_entropy(struct pool *pool, double *nll, real *logits, const uint32_t *targets, uint32_t M, uint32_t V,
                           real grad_scale)
 {
     (void)pool;
     for (size_t m = 0; m < M; m++) {
         real *row = logits + m * V;
-        double max = -INFINITY, sum = 0;
-        for (uint32_t v = 0; v < V; v++)
-            max = fmax(max, (double)row[v]);
-        for (uint32_t v = 0; v < V; v++)
-            sum += exp((double)row[v] - max);
-        double lse = max + log(sum);
+        double lse = log_sum_exp(row, V);
         nll[m] = lse - (double)row[targets[m]];
         if (grad_scale == 0)
             continue;
         for (uint32_t v = 0; v < V; v++)
             row[v] = (real)((double)grad_scale * (exp((double)row[v] - lse) - (v == targets[m])));
+    }
+}
+
+static void divergence(struct pool *pool, double *kl, real *logits, const real *const *teacher, uint32_t M, uint32_t V,
+                       real grad_scale)
+{
+    (void)pool;
+    for (size_t m = 0; m < M; m++) {
+        real *row = logits + m * V;
+        double lse = log_sum_exp(row, V), lse_teacher = log_sum_exp(teacher[m], V);
+        kl[m] = 0;
+        for (uint32_t v = 0; v < V; v++) {
+            double log_q = (double)row[v] - lse, log_p = (double)teacher[m][v] - lse_teacher;
+            kl[m] += exp(log_p) * (log_p - log_q);
+            row[v] = (real)((double)grad_scale * (exp(log_q) - exp(log_p)));
+        }
     }
 }
 
@@ -256,6 +277,7 @@ const struct ops ops_ref = {
     .swiglu = swiglu,
     .swiglu_back = swiglu_back,
     .cross_entropy = cross_entropy,
+    .divergence = divergence,
 };
 
 void rope_table(real *table, uint32_t n_positions, uint32_t D, double theta, const float *factors)

@@ -10,11 +10,18 @@ static uint32_t rows_of(const struct sample *s)
     return s->n_tokens < 2 ? 0 : s->n_tokens - 1;
 }
 
-uint32_t pack_samples(const struct sample *samples, uint32_t n, uint32_t rows_max, struct packed *out)
+static uint32_t pack(const struct sample *samples, uint32_t n, uint32_t together, uint32_t rows_max, struct packed *out)
 {
     uint32_t taken = 0, rows = 0;
-    while (taken < n && rows_of(&samples[taken]) <= rows_max - rows)
-        rows += rows_of(&samples[taken++]);
+    while (taken < n) {
+        uint64_t more = 0;
+        for (uint32_t i = 0; i < together; i++)
+            more += rows_of(&samples[taken + i]);
+        if (more > rows_max - rows)
+            break;
+        rows += (uint32_t)more;
+        taken += together;
+    }
     CHECK(taken > 0 || n == 0);
 
     struct packed p = {.n_samples = taken, .n_rows = rows};
@@ -35,6 +42,17 @@ uint32_t pack_samples(const struct sample *samples, uint32_t n, uint32_t rows_ma
     }
     *out = p;
     return taken;
+}
+
+uint32_t pack_samples(const struct sample *samples, uint32_t n, uint32_t rows_max, struct packed *out)
+{
+    return pack(samples, n, 1, rows_max, out);
+}
+
+uint32_t pack_pairs(const struct sample *samples, uint32_t n, uint32_t rows_max, struct packed *out)
+{
+    CHECK(n % 2 == 0);
+    return pack(samples, n, 2, rows_max, out);
 }
 
 void packed_release(struct packed *packed)

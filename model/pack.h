@@ -11,6 +11,7 @@
 #include <stdint.h>
 
 #include "base/status.h"
+#include "model/ops.h"
 
 struct sample {             /* borrowed */
     const uint32_t *tokens; /* (n_tokens) */
@@ -25,11 +26,19 @@ struct packed {           /* owned by whoever called pack_samples; release with 
     uint32_t *cu_seqlens; /* (n_samples + 1) rows before each sample; the last is n_rows */
     uint32_t n_samples, n_rows;
     uint32_t n_targets; /* rows with mask 1 */
+
+    /* What some objectives need besides (objective.h), set after packing and borrowed; NULL: not given. */
+    const double *reference;    /* (n_samples) log-probability of each sample's targets under the reference */
+    const real *const *teacher; /* (n_rows) where the teacher's logits (V) of a row begin; read at target rows */
 };
 
 /* Packs the longest prefix of `samples` whose rows are at most `rows_max`, in order, and returns how many were taken
  * (at least one when n > 0: the caller has cut its samples to rows_max + 1 tokens, which is CHECKed). Deterministic. */
 uint32_t pack_samples(const struct sample *samples, uint32_t n, uint32_t rows_max, struct packed *out);
+
+/* The same for samples that belong together by twos: an even number is taken, at least two when n > 0 (n is even, and two
+ * neighbours have at most rows_max rows, which is CHECKed). */
+uint32_t pack_pairs(const struct sample *samples, uint32_t n, uint32_t rows_max, struct packed *out);
 void packed_release(struct packed *packed);
 
 /* ST_BAD_DATA unless every token and target is below `vocab_size` and the boundaries rise: the border check for

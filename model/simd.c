@@ -97,6 +97,23 @@ MODEL_CLONES double simd_exp_sum(const float *x, float shift, uint32_t n)
     return total;
 }
 
+MODEL_CLONES double simd_divergence(float *x, const float *t, float lse_x, float lse_t, float scale, uint32_t n)
+{
+    double total = 0;
+    for (uint32_t at = 0; at < n; at += SUM_BLOCK) {
+        uint32_t end = n - at < SUM_BLOCK ? n : at + SUM_BLOCK;
+        float sum = 0;
+#pragma omp simd reduction(+ : sum)
+        for (uint32_t i = at; i < end; i++) {
+            float log_p = t[i] - lse_t, log_q = x[i] - lse_x, p = exp1(log_p);
+            sum += p * (log_p - log_q);
+            x[i] = scale * (exp1(log_q) - p);
+        }
+        total += (double)sum;
+    }
+    return total;
+}
+
 MODEL_CLONES void simd_scale(float *x, float s, uint32_t n)
 {
     for (uint32_t i = 0; i < n; i++)

@@ -27,6 +27,8 @@ float simd_max(const float *x, uint32_t n);
 /* x = exp(scale x - shift), returns their sum (f64 over blocks); exact to 2 ulp, arguments below -87 give 1e-38. */
 double simd_exp(float *x, float scale, float shift, uint32_t n);
 double simd_exp_sum(const float *x, float shift, uint32_t n); /* the sum alone */
+/* Sum of p (log p - log q), p = exp(t - lse_t), q = exp(x - lse_x); x becomes scale (q - p). */
+double simd_divergence(float *x, const float *t, float lse_x, float lse_t, float scale, uint32_t n);
 void simd_scale(float *x, float s, uint32_t n);
 
 /* ds = scale p (dp - delta), over dp */

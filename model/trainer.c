@@ -59,7 +59,20 @@ static enum status check_config(const struct trainer_config *c, struct err *err)
         return err_set(err, ST_USAGE, "unknown back end %d", (int)c->ops);
     if (c->checkpoint != CHECKPOINT_NONE && c->checkpoint != CHECKPOINT_BLOCK)
         return err_set(err, ST_USAGE, "unknown checkpoint policy %d", (int)c->checkpoint);
+    if (c->objective.kind >= OBJECTIVES)
+        return err_set(err, ST_USAGE, "unknown objective %d", (int)c->objective.kind);
+    if (c->objective.kind == OBJECTIVE_DPO && !(c->objective.beta > 0 && c->objective.beta <= 100))
+        return err_set(err, ST_USAGE, "dpo: beta must be above 0 and at most 100, not %g", c->objective.beta);
+    if (c->objective.kind == OBJECTIVE_DPO && c->seq_max > c->rows_max / 2)
+        return err_set(err, ST_USAGE, "dpo: a micro-batch of %u rows does not hold two samples of %u", c->rows_max,
+                       c->seq_max);
     return ST_OK;
+}
+
+/* Rows of what must not be torn apart: a sample, or DPO's two. */
+static uint32_t longest_unit(const struct trainer_config *c)
+{
+    return c->objective.kind == OBJECTIVE_DPO ? 2 * c->seq_max : c->seq_max;
 }
 
 static struct transformer_config transformer_config_of(const struct trainer_config *c)
@@ -115,7 +128,7 @@ enum status trainer_fit(const struct arch *arch, struct trainer_config *config, 
                         struct err *err)
 {
     struct trainer_config c = *config;
-    const uint32_t wanted = c.rows_max, seq = c.seq_max, good = seq > ROWS_GOOD ? seq : ROWS_GOOD;
+    const uint32_t wanted = c.rows_max, seq = longest_unit(config), good = seq > ROWS_GOOD ? seq : ROWS_GOOD;
     struct memory_plan plan;
     enum status st;
     for (c.checkpoint = CHECKPOINT_NONE;; c.checkpoint = CHECKPOINT_BLOCK) {
@@ -213,46 +226,97 @@ static void reserve_samples(struct trainer *t, uint32_t n)
     memset(t->n_targets, 0, n * sizeof *t->n_targets);
 }
 
-enum status trainer_step(struct trainer *trainer, const struct packed *batches, uint32_t n_batches,
-                         struct step_result *out, double *sample_nll, uint32_t *sample_targets, struct err *err)
+/* Checks all batches before anything is computed; *n_samples is their sum. */
+static enum status accept(const struct trainer *trainer, const struct objective *objective,
+                          const struct packed *batches, uint32_t n_batches, uint32_t *n_samples, struct err *err)
 {
-    uint64_t targets = 0, samples = 0;
+    uint64_t samples = 0;
     for (uint32_t b = 0; b < n_batches; b++) {
         enum status st = transformer_accepts(trainer->transformer, &batches[b], err);
+        if (st == ST_OK)
+            st = objective_accepts(objective, &batches[b], err);
         if (st != ST_OK)
             return err_prefix(err, st, "micro-batch %u", b);
-        targets += batches[b].n_targets;
         samples += batches[b].n_samples;
     }
     if (samples > TRANSFORMER_ROWS_MAX)
         return err_set(err, ST_LIMIT, "%llu samples in one step; at most %d", (unsigned long long)samples,
                        TRANSFORMER_ROWS_MAX);
-    reserve_samples(trainer, (uint32_t)samples);
-    memset(trainer->grad, 0, trainer->n * sizeof *trainer->grad);
+    *n_samples = (uint32_t)samples;
+    return ST_OK;
+}
 
-    struct step_result r = {.n_targets = targets};
-    if (targets) {
-        uint32_t at = 0;
-        for (uint32_t b = 0; b < n_batches; at += batches[b++].n_samples)
-            transformer_run(trainer->transformer, trainer->block, trainer->grad, &batches[b], 1 / (float)targets,
-                            trainer->nll + at, trainer->n_targets + at);
-        for (uint32_t s = 0; s < samples; s++)
-            r.loss += trainer->nll[s];
-        r.loss /= (double)targets;
-        r.grad_norm = optimizer_norm(trainer->grad, trainer->n);
-        if (!isfinite(r.loss) || !isfinite(r.grad_norm))
-            return err_set(
-                err, ST_BAD_DATA,
-                "the %s is not finite after %llu steps: the adapter has diverged (a smaller rate), or the base "
-                "holds NaN or huge values",
-                isfinite(r.loss) ? "gradient" : "loss", (unsigned long long)trainer->optimizer.step);
-        optimizer_step(&trainer->optimizer, trainer->block, trainer->grad, r.grad_norm);
-    }
+static enum status not_finite(const struct trainer *trainer, const struct step_result *r, struct err *err)
+{
+    return err_set(err, ST_BAD_DATA,
+                   "the %s is not finite after %llu steps: the adapter has diverged (a smaller rate), or the base "
+                   "holds NaN or huge values",
+                   isfinite(r->loss) ? "gradient" : "loss", (unsigned long long)trainer->optimizer.step);
+}
+
+static void hand_out(const struct trainer *trainer, uint32_t samples, double *sample_nll, uint32_t *sample_targets)
+{
     if (sample_nll)
         memcpy(sample_nll, trainer->nll, samples * sizeof *sample_nll);
     if (sample_targets)
         memcpy(sample_targets, trainer->n_targets, samples * sizeof *sample_targets);
+}
+
+enum status trainer_step(struct trainer *trainer, const struct packed *batches, uint32_t n_batches,
+                         struct step_result *out, double *sample_nll, uint32_t *sample_targets, struct err *err)
+{
+    const struct objective *objective = &trainer->config.objective;
+    uint32_t samples;
+    enum status st = accept(trainer, objective, batches, n_batches, &samples, err);
+    if (st != ST_OK)
+        return st;
+    reserve_samples(trainer, samples);
+    memset(trainer->grad, 0, trainer->n * sizeof *trainer->grad);
+
+    struct step_result r = {0};
+    uint64_t count = 0, preferred = 0;
+    for (uint32_t b = 0; b < n_batches; b++) {
+        r.n_targets += batches[b].n_targets;
+        count += objective_count(objective, &batches[b]);
+    }
+    if (r.n_targets) {
+        for (uint32_t b = 0, at = 0; b < n_batches; at += batches[b++].n_samples) {
+            transformer_run(trainer->transformer, trainer->block, trainer->grad, &batches[b], objective,
+                            1 / (float)count, trainer->nll + at, trainer->n_targets + at);
+            r.loss += objective_sum(objective, &batches[b], trainer->nll + at);
+            if (objective->kind == OBJECTIVE_DPO)
+                preferred += objective_preferred(&batches[b], trainer->nll + at);
+        }
+        r.loss /= (double)count;
+        r.preferred = (double)preferred / (double)count;
+        r.grad_norm = optimizer_norm(trainer->grad, trainer->n);
+        if (!isfinite(r.loss) || !isfinite(r.grad_norm))
+            return not_finite(trainer, &r, err);
+        optimizer_step(&trainer->optimizer, trainer->block, trainer->grad, r.grad_norm);
+    }
+    hand_out(trainer, samples, sample_nll, sample_targets);
     *out = r;
+    return ST_OK;
+}
+
+enum status trainer_score(struct trainer *trainer, const struct packed *batches, uint32_t n_batches, double *sample_nll,
+                          uint32_t *sample_targets, struct err *err)
+{
+    const struct objective plain = {.kind = OBJECTIVE_LM};
+    struct step_result r = {0};
+    uint32_t samples;
+    enum status st = accept(trainer, &plain, batches, n_batches, &samples, err);
+    if (st != ST_OK)
+        return st;
+    reserve_samples(trainer, samples);
+    for (uint32_t b = 0, at = 0; b < n_batches; at += batches[b++].n_samples) {
+        transformer_run(trainer->transformer, trainer->block, NULL, &batches[b], &plain, 0, trainer->nll + at,
+                        trainer->n_targets + at);
+        r.loss += objective_sum(&plain, &batches[b], trainer->nll + at);
+    }
+    if (!isfinite(r.loss))
+        return not_finite(trainer, &r, err);
+    hand_out(trainer, samples, sample_nll, sample_targets);
     return ST_OK;
 }
 

@@ -27,6 +27,7 @@ struct trainer_config {
     uint32_t threads;      /* 1 .. OPS_THREADS_MAX */
     enum ops_kind ops;
     enum checkpoint checkpoint;
+    struct objective objective;
     uint64_t memory_max; /* refuse a larger plan (weights included); 0: no limit */
 };
 
@@ -37,15 +38,16 @@ struct memory_plan {
 };
 
 struct step_result {
-    double loss;        /* nats per target over the whole step, before the update */
+    double loss;        /* the objective, see objective.h: a mean over the whole step, before the update */
     uint64_t n_targets; /* 0: nothing was trained and the adapter is unchanged */
+    double preferred;   /* DPO: the share of pairs in which the chosen answer has gained more; else 0 */
     double grad_norm;   /* before clipping */
 };
 
 struct trainer;
 
 /* AdamW 1e-3 (0.9, 0.99), eps 1e-8, no decay, clip 1, warm-up 4, 2,048 rows, samples up to 512 rows, 1 thread, BLAS,
- * no checkpoints. */
+ * no checkpoints, causal language modelling. */
 void trainer_defaults(const struct adapter_shape *shape, struct trainer_config *out);
 
 /* ST_USAGE: a setting out of range, or a shape that does not fit the arch. */
@@ -53,7 +55,8 @@ enum status trainer_plan(const struct arch *arch, const struct trainer_config *c
                          struct err *err);
 
 /* Lowers rows_max and sets the checkpoint policy so that the plan keeps within memory_max: the fastest choice that does, the
- * same for the same numbers. It changes the fingerprint. ST_NO_MEMORY: even seq_max rows with checkpoints take more. */
+ * same for the same numbers. It changes the fingerprint. ST_NO_MEMORY: even seq_max rows (DPO: two samples) with checkpoints take
+ * more. */
 enum status trainer_fit(const struct arch *arch, struct trainer_config *config, struct memory_plan *out,
                         struct err *err);
 
@@ -68,13 +71,18 @@ void trainer_set_adapter(struct trainer *trainer, const float *block);
 const float *trainer_adapter(const struct trainer *trainer);  /* valid until trainer_free(); changed by each step */
 const float *trainer_gradient(const struct trainer *trainer); /* of the last step, after clipping; same layout */
 
-/* One optimiser step over all `batches` (micro-batches; the loss is divided by the targets of all of them together).
+/* One optimiser step over all `batches` (micro-batches; the sum is divided by the targets, or pairs, of all together).
  * sample_nll and sample_targets, each NULL or with room for the sum of n_samples, get every sample's summed loss in
  * nats and its targets, in order: the first-pass loss of a lease's segments.
- * ST_BAD_DATA: a token outside the vocabulary or a broken boundary. ST_LIMIT: more rows than planned. ST_BAD_DATA too: the
+ * ST_BAD_DATA: a token outside the vocabulary, a broken boundary, or what the objective needs is missing. ST_LIMIT: more rows than planned. ST_BAD_DATA too: the
  * loss or the gradient is not finite; adapter and optimiser are unchanged. */
 enum status trainer_step(struct trainer *trainer, const struct packed *batches, uint32_t n_batches,
                          struct step_result *out, double *sample_nll, uint32_t *sample_targets, struct err *err);
+
+/* Forward only: every sample's summed loss and its targets with the adapter as it is, whatever the objective. DPO's reference
+ * is minus that. Errors as for trainer_step(). */
+enum status trainer_score(struct trainer *trainer, const struct packed *batches, uint32_t n_batches, double *sample_nll,
+                          uint32_t *sample_targets, struct err *err);
 
 /* The numeric fingerprint: back end, library and kernel, vector level, threads, rows of a micro-batch, policy. Equal
  * text, equal bits. */

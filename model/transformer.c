@@ -349,8 +349,8 @@ static void backward_attention(struct transformer *t, uint32_t l, const real *bl
     ops->rmsnorm_dx(t->pool, t->dx, C, t->dn, C, s->x, C, w->attn_norm, M, 1, C, eps, true);
 }
 
-void transformer_run(struct transformer *t, const real *block, real *grad, const struct packed *packed, real grad_scale,
-                     double *nll, uint32_t *n_targets)
+void transformer_run(struct transformer *t, const real *block, real *grad, const struct packed *packed,
+                     const struct objective *objective, real grad_scale, double *nll, uint32_t *n_targets)
 {
     CHECK(packed->n_rows <= t->config.rows_max);
     CHECK(!grad || (block && t->config.train));
@@ -361,7 +361,7 @@ void transformer_run(struct transformer *t, const real *block, real *grad, const
         if (packed->mask[m])
             t->picked[t->n_picked++] = m;
     forward(t, block, packed);
-    loss_run(&t->loss, t->w, grad ? t->dx : NULL, t->x_out, packed, grad_scale, nll, n_targets);
+    loss_run(&t->loss, t->w, grad ? t->dx : NULL, t->x_out, packed, objective, grad_scale, nll, n_targets);
     if (!grad)
         return;
     uint32_t M = packed->n_rows, last = t->w->arch.n_layers - 1;

@@ -20,6 +20,7 @@
 
 #include "adapter/adapter.h"
 #include "base/status.h"
+#include "model/objective.h"
 #include "model/ops.h"
 #include "model/pack.h"
 #include "model/weights.h"
@@ -50,11 +51,11 @@ void transformer_free(struct transformer *t);
 /* ST_LIMIT when the batch has more rows or a longer sample than planned; else what packed_check() says. */
 enum status transformer_accepts(const struct transformer *t, const struct packed *packed, struct err *err);
 
-/* Adds each sample's summed loss to nll (n_samples) and its targets to n_targets (n_samples). `block` NULL: the bare base.
- * grad, unless NULL (then block must be given, and config.train), gets grad_scale * d(sum of nll)/d(block) added. The batch
- * must be one that transformer_accepts(). */
-void transformer_run(struct transformer *t, const real *block, real *grad, const struct packed *packed, real grad_scale,
-                     double *nll, uint32_t *n_targets);
+/* Adds each sample's summed loss (KL: divergence) to nll (n_samples, zeroed by the caller) and its targets to n_targets (n_samples). `block` NULL: the bare base.
+ * grad, unless NULL (then block must be given, and config.train), gets grad_scale * d(objective_sum)/d(block) added. The batch
+ * must be one that transformer_accepts() and objective_accepts(). */
+void transformer_run(struct transformer *t, const real *block, real *grad, const struct packed *packed,
+                     const struct objective *objective, real grad_scale, double *nll, uint32_t *n_targets);
 
 /* logits (n, V) at some rows of an accepted batch; n <= rows_max */
 void transformer_logits(struct transformer *t, const real *block, const struct packed *packed, const uint32_t *rows,

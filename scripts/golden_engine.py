@@ -10,6 +10,7 @@ itself 2e-5 nats off on this vocabulary.
 Adapters and check vectors are not stored: both sides make them from noise(), a hash of the index.
   toys    llama, llama3 (its RoPE scaling), qwen2, qwen3: a random checkpoint of two layers, and for two samples the logits, the loss, the whole
           gradient of the adapter (layout of adapter.h) and the losses of 50 AdamW steps
+  objectives  on the toy llama and qwen3: DPO with the base as its reference and KL to logits from noise(), loss and gradient
   smollm2 loss of two texts on the base; with an adapter the loss, and of every factor's gradient the norm and 16
           projections on vectors of random signs; the losses of 50 AdamW steps
 """
@@ -154,6 +155,40 @@ def toy(name, model_class, config):
     print(name, "loss", loss, "gradient", np.linalg.norm(grad))
 
 
+def gradient_of(model, loss):
+    model.zero_grad()
+    loss.backward()
+    return np.concatenate([p.grad.numpy().ravel() for _, p in factors(model)]).astype(np.float32)
+
+
+def objectives(name):
+    """The samples of toy(), the first four tokens of each a prompt."""
+    model = AutoModelForCausalLM.from_pretrained(os.path.join(OUT, name), dtype=torch.float32).double()
+    vocab, beta, prompt = model.config.vocab_size, 0.3, 4
+    samples = [[int(x) % vocab for x in mixed(n, 1000 + n)] for n in (9, 14)]
+
+    def answer(ids):  # its log-probability
+        logits = model(input_ids=torch.tensor([ids])).logits[0, prompt - 1:-1]
+        return -torch.nn.functional.cross_entropy(logits, torch.tensor(ids[prompt:]), reduction="sum")
+
+    with torch.no_grad():
+        reference = [answer(s).item() for s in samples]
+    model = adapted(model, 2, 3, 0.2)
+    chosen, rejected = (answer(s) - r for s, r in zip(samples, reference))
+    dpo = -torch.nn.functional.logsigmoid(beta * (chosen - rejected))
+    dpo_grad = gradient_of(model, dpo)
+    rows = sum(len(s) - 1 for s in samples)
+    teacher = torch.from_numpy(noise(rows * vocab, 77).reshape(rows, vocab) * np.float32(3)).double()
+    logits = torch.cat([model(input_ids=torch.tensor([s])).logits[0, :-1] for s in samples])
+    kl = torch.nn.functional.kl_div(logits.log_softmax(-1), teacher.log_softmax(-1), reduction="sum",
+                                    log_target=True) / rows
+    kl_grad = gradient_of(model, kl)
+    save_file({"reference": np.array(reference, np.float32), "dpo": np.array([dpo.item()], np.float32),
+               "dpo_grad": dpo_grad, "kl": np.array([kl.item()], np.float32), "kl_grad": kl_grad},
+              os.path.join(OUT, name + "_objectives.safetensors"))
+    print(name, "dpo", dpo.item(), np.linalg.norm(dpo_grad), "kl", kl.item(), np.linalg.norm(kl_grad))
+
+
 def smollm2(gguf):
     from transformers import AutoTokenizer
     folder, file = os.path.split(os.path.abspath(gguf))
@@ -193,6 +228,8 @@ def main():
     toy("llama3", LlamaForCausalLM, LlamaConfig(**scaled, tie_word_embeddings=True))
     toy("qwen2", Qwen2ForCausalLM, Qwen2Config(**small, tie_word_embeddings=True))
     toy("qwen3", Qwen3ForCausalLM, Qwen3Config(**small, head_dim=8, tie_word_embeddings=True))
+    objectives("llama")
+    objectives("qwen3")
     if len(sys.argv) > 1:
         smollm2(sys.argv[1])
 

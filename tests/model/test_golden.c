@@ -184,6 +184,90 @@ static void check_toy(const char *name, enum ops_kind ops)
     safetensors_close(g.file);
 }
 
+/* |got - want| / |want| */
+static double distance(const float *got, const float *want, size_t n)
+{
+    double diff = 0, size = 0;
+    for (size_t i = 0; i < n; i++) {
+        diff += ((double)got[i] - (double)want[i]) * ((double)got[i] - (double)want[i]);
+        size += (double)want[i] * (double)want[i];
+    }
+    return sqrt(diff / size);
+}
+
+static void check_objective(const struct weights *w, const struct objective *objective, enum ops_kind ops,
+                            const struct packed *packed, const float *loss, const float *grad)
+{
+    struct err err;
+    struct trainer_config config;
+    struct adapter_shape shape;
+    struct trainer *t;
+    struct step_result r;
+    EXPECT_ST(adapter_shape_of(&w->arch, 2, 3, LORA_ALL, &shape, &err), ST_OK, &err);
+    trainer_defaults(&shape, &config);
+    config.objective = *objective;
+    config.ops = ops;
+    config.clip = 0;
+    REQUIRE(EXPECT_ST(trainer_new(w, &config, &t, &err), ST_OK, &err));
+    float *block = noise_adapter(&shape, 0.2f);
+    trainer_set_adapter(t, block);
+    EXPECT_ST(trainer_step(t, packed, 1, &r, NULL, NULL, &err), ST_OK, &err);
+    EXPECT_NEAR(r.loss, loss[0], 1e-5 * (1 + (double)loss[0]));
+    EXPECT_NEAR(distance(trainer_gradient(t), grad, adapter_floats(&shape)), 0, 1e-4);
+    trainer_free(t);
+    free(block);
+}
+
+static void test_objectives(void)
+{
+    enum { PROMPT = 4 };
+    static const char *const names[] = {"llama", "qwen3"};
+    for (size_t i = 0; i < sizeof names / sizeof names[0]; i++) {
+        struct golden toy, g;
+        struct err err;
+        struct adapter_shape shape;
+        struct packed packed;
+        char file[64];
+        snprintf(file, sizeof file, "%s.safetensors", names[i]);
+        golden_open(&toy, file);
+        snprintf(file, sizeof file, "%s_objectives.safetensors", names[i]);
+        EXPECT_ST(safetensors_open(harness_path(GOLDEN, file), SAFETENSORS_BASE, &g.file, &err), ST_OK, &err);
+        struct weights *w = load(harness_path(GOLDEN, names[i]));
+        EXPECT_ST(adapter_shape_of(&w->arch, 2, 3, LORA_ALL, &shape, &err), ST_OK, &err);
+        size_t n = adapter_floats(&shape), V = w->arch.vocab_size;
+
+        EXPECT_EQ(pack_samples(toy.samples, SAMPLES, 64, &packed), SAMPLES);
+        float *logits = xmalloc(packed.n_rows * V * sizeof *logits);
+        const float *teacher[64];
+        for (size_t k = 0; k < packed.n_rows * V; k++)
+            logits[k] = (float)(mixed((uint32_t)k, 77) / 2147483648.0 - 1) * 3;
+        for (size_t m = 0; m < packed.n_rows; m++)
+            teacher[m] = logits + m * V;
+        packed.teacher = teacher;
+        for (int ops = OPS_REF; ops <= OPS_BLAS; ops++)
+            check_objective(w, &(struct objective){.kind = OBJECTIVE_KL}, (enum ops_kind)ops, &packed,
+                            floats(&g, "kl", 1), floats(&g, "kl_grad", n));
+        packed_release(&packed);
+        free(logits);
+
+        uint8_t mask[TOKENS_MAX];
+        memset(mask, 1, sizeof mask);
+        memset(mask, 0, PROMPT);
+        const float *given = floats(&g, "reference", SAMPLES);
+        const double reference[SAMPLES] = {(double)given[0], (double)given[1]};
+        toy.samples[0].mask = toy.samples[1].mask = mask;
+        EXPECT_EQ(pack_pairs(toy.samples, SAMPLES, 64, &packed), SAMPLES);
+        packed.reference = reference;
+        for (int ops = OPS_REF; ops <= OPS_BLAS; ops++)
+            check_objective(w, &(struct objective){OBJECTIVE_DPO, 0.3}, (enum ops_kind)ops, &packed,
+                            floats(&g, "dpo", 1), floats(&g, "dpo_grad", n));
+        packed_release(&packed);
+        weights_free(w);
+        safetensors_close(g.file);
+        safetensors_close(toy.file);
+    }
+}
+
 static void test_toys(void)
 {
     static const char *const names[] = {"llama", "llama3", "qwen2", "qwen3"};
@@ -281,6 +365,7 @@ int main(void)
 {
     hash_start();
     RUN(test_toys);
+    RUN(test_objectives);
     RUN(test_smollm2);
     return harness_end();
 }

@@ -194,6 +194,24 @@ static void test_shares_cover(void)
         }
 }
 
+static void test_divergence(void)
+{
+    enum { M = 9, V = 333 };
+    float *a = random_floats(M * V), *b = copy(a, M * V), *t = random_floats(M * V);
+    const float *teacher[M];
+    double want[M], got[M];
+    for (int m = 0; m < M; m++)
+        teacher[m] = t + (M - 1 - m) * V; /* rows lie anywhere */
+    ops_ref.divergence(pool, want, a, teacher, M, V, 0.25f);
+    ops_blas.divergence(pool, got, b, teacher, M, V, 0.25f);
+    EXPECT(close(a, b, M * V));
+    for (int m = 0; m < M; m++)
+        EXPECT_NEAR(got[m], want[m], 1e-6 * (1 + want[m]));
+    ops_blas.divergence(pool, got, t, (const float *const[]){t}, 1, V, 1);
+    EXPECT_NEAR(got[0], 0, 1e-6);
+    free(a), free(b), free(t);
+}
+
 int main(void)
 {
     hash_start();
@@ -209,6 +227,7 @@ int main(void)
         RUN(test_attention);
         RUN(test_swiglu);
         RUN(test_cross_entropy);
+        RUN(test_divergence);
         pool_free(pool);
     }
     RUN(test_exp);

@@ -77,19 +77,17 @@ static struct packed toy_batch(void)
     return packed;
 }
 
-static double loss_of(struct transformer *t, const real *block, const struct packed *packed)
+static double loss_of(struct transformer *t, const real *block, const struct packed *packed, const struct objective *o)
 {
-    double nll[N_SAMPLES] = {0}, sum = 0;
+    double nll[N_SAMPLES] = {0};
     uint32_t targets[N_SAMPLES] = {0};
-    transformer_run(t, block, NULL, packed, 0, nll, targets);
-    for (int s = 0; s < N_SAMPLES; s++)
-        sum += nll[s];
-    return sum;
+    transformer_run(t, block, NULL, packed, o, 0, nll, targets);
+    return objective_sum(o, packed, nll);
 }
 
 /* With checkpoints: the same bytes. */
 static void check_checkpointed(const struct weights *w, struct transformer_config config, const real *block,
-                               const struct packed *packed, const real *want)
+                               const struct packed *packed, const struct objective *o, const real *want)
 {
     struct err err;
     struct transformer *t;
@@ -100,13 +98,14 @@ static void check_checkpointed(const struct weights *w, struct transformer_confi
     config.checkpoint = CHECKPOINT_BLOCK;
     if (!EXPECT_ST(transformer_new(w, &config, &t, &err), ST_OK, &err))
         return;
-    transformer_run(t, block, grad, packed, 0.5, nll, counts);
+    transformer_run(t, block, grad, packed, o, 0.5, nll, counts);
     EXPECT(!memcmp(grad, want, n * sizeof *grad));
     transformer_free(t);
     free(grad);
 }
 
-static void check_gradients(const char *what, const struct arch *arch, uint32_t targets)
+static void check_gradients_of(const char *what, const struct arch *arch, uint32_t targets, struct packed packed,
+                               const struct objective *o)
 {
     struct err err;
     struct weights *w = random_weights(arch, 11);
@@ -115,7 +114,6 @@ static void check_gradients(const char *what, const struct arch *arch, uint32_t 
     EXPECT_ST(adapter_shape_of(arch, 2, 3, targets, &config.shape, &err), ST_OK, &err);
     if (!EXPECT_ST(transformer_new(w, &config, &t, &err), ST_OK, &err))
         return;
-    struct packed packed = toy_batch();
     size_t n = adapter_floats(&config.shape);
     real *block = xcalloc(n, sizeof *block), *grad = xcalloc(n, sizeof *grad);
     struct rng rng;
@@ -124,15 +122,14 @@ static void check_gradients(const char *what, const struct arch *arch, uint32_t 
 
     double nll[N_SAMPLES] = {0}, worst = 0, norm = 0;
     uint32_t counts[N_SAMPLES] = {0};
-    transformer_run(t, block, grad, &packed, 0.5, nll, counts);
-    EXPECT(counts[0] == 6 && counts[1] == 0 && counts[2] == 1 && counts[3] == 3);
-    check_checkpointed(w, config, block, &packed, grad);
+    transformer_run(t, block, grad, &packed, o, 0.5, nll, counts);
+    check_checkpointed(w, config, block, &packed, o, grad);
     for (size_t i = 0; i < n; i++) {
         const double h = 1e-5, old = block[i];
         block[i] = old + h;
-        double up = loss_of(t, block, &packed);
+        double up = loss_of(t, block, &packed, o);
         block[i] = old - h;
-        double down = loss_of(t, block, &packed);
+        double down = loss_of(t, block, &packed, o);
         block[i] = old;
         worst = fmax(worst, fabs(grad[i] - 0.5 * (up - down) / (2 * h)));
         norm = fmax(norm, fabs(grad[i]));
@@ -143,6 +140,74 @@ static void check_gradients(const char *what, const struct arch *arch, uint32_t 
     transformer_free(t);
     weights_free(w);
     free(block), free(grad);
+}
+
+static const struct objective lm = {.kind = OBJECTIVE_LM};
+
+static void check_gradients(const char *what, const struct arch *arch, uint32_t targets)
+{
+    check_gradients_of(what, arch, targets, toy_batch(), &lm);
+}
+
+static void test_gradients_of_each_objective(void)
+{
+    static const uint8_t answer[7] = {0, 0, 0, 1, 1, 1, 1};
+    static const double reference[N_SAMPLES] = {-9, -12, -3, -4};
+    const struct objective dpo = {OBJECTIVE_DPO, 0.3}, kl = {.kind = OBJECTIVE_KL};
+    uint32_t tokens[16];
+    struct packed pairs, packed = toy_batch();
+    real logits[12][VOCAB];
+    const real *teacher[12];
+    struct rng rng;
+    struct err err;
+    for (uint32_t i = 0; i < 16; i++)
+        tokens[i] = (i * i * 7 + 2) % VOCAB;
+    const struct sample samples[] = {
+        {tokens, answer, 5}, {tokens + 3, answer, 6}, {tokens + 9, NULL, 2}, {tokens + 10, NULL, 3}};
+    EXPECT_EQ(pack_pairs(samples, N_SAMPLES, 100, &pairs), N_SAMPLES);
+    EXPECT_ST(objective_accepts(&dpo, &pairs, &err), ST_BAD_DATA, &err);
+    pairs.reference = reference;
+    EXPECT_ST(objective_accepts(&dpo, &pairs, &err), ST_OK, &err);
+    EXPECT_EQ(objective_count(&dpo, &pairs), 2);
+    check_gradients_of("dpo", &toy_llama, LORA_ALL, pairs, &dpo);
+
+    rng_seed(&rng, 8);
+    for (uint32_t m = 0; m < 12; m++) {
+        fill(&rng, logits[m], VOCAB, 2, 0);
+        teacher[m] = logits[m];
+    }
+    EXPECT_ST(objective_accepts(&kl, &packed, &err), ST_BAD_DATA, &err);
+    packed.teacher = teacher;
+    EXPECT_ST(objective_accepts(&kl, &packed, &err), ST_OK, &err);
+    check_gradients_of("kl", &toy_llama, LORA_ALL, packed, &kl);
+}
+
+/* A pair is never torn apart, and what is not whole is refused. */
+static void test_pairs(void)
+{
+    const struct objective dpo = {OBJECTIVE_DPO, 0.3};
+    static const double reference[3] = {-1, -2, NAN};
+    static const uint8_t none[3] = {1, 0, 0}; /* the first token is no target */
+    uint32_t tokens[7] = {1, 2, 3, 4, 5, 6, 7};
+    struct sample samples[] = {{tokens, NULL, 4}, {tokens, NULL, 3}, {tokens, NULL, 3}, {tokens, NULL, 3}};
+    struct packed p;
+    struct err err;
+    EXPECT_EQ(pack_pairs(samples, 4, 8, &p), 2); /* 3 + 2 rows; the next pair has 4 */
+    packed_release(&p);
+    EXPECT_EQ(pack_pairs(samples, 4, 9, &p), 4);
+    packed_release(&p);
+    EXPECT_EQ(pack_samples(samples, 3, 9, &p), 3);
+    p.reference = reference;
+    EXPECT_ST(objective_accepts(&dpo, &p, &err), ST_BAD_DATA, &err); /* three */
+    packed_release(&p);
+    samples[1].mask = none;
+    EXPECT_EQ(pack_pairs(samples, 2, 9, &p), 2);
+    p.reference = reference;
+    EXPECT_ST(objective_accepts(&dpo, &p, &err), ST_BAD_DATA, &err); /* no target */
+    p.reference = reference + 1;
+    p.mask[3] = 1;
+    EXPECT_ST(objective_accepts(&dpo, &p, &err), ST_BAD_DATA, &err); /* not finite */
+    packed_release(&p);
 }
 
 static void test_gradients_of_each_switch(void)
@@ -191,13 +256,19 @@ static void test_packed_is_one_by_one(void)
     struct packed packed = toy_batch();
     double nll[N_SAMPLES] = {0};
     uint32_t counts[N_SAMPLES] = {0};
-    transformer_run(t, block, grad, &packed, 1, nll, counts);
+    transformer_run(t, block, grad, &packed, &lm, 1, nll, counts);
     for (uint32_t s = 0; s < N_SAMPLES; s++) {
         uint32_t at = packed.cu_seqlens[s], cu[2] = {0, packed.cu_seqlens[s + 1] - at}, count = 0;
-        struct packed one = {packed.tokens + at, packed.targets + at, packed.mask + at, cu, 1, cu[1], counts[s]};
+        struct packed one = {.tokens = packed.tokens + at,
+                             .targets = packed.targets + at,
+                             .mask = packed.mask + at,
+                             .cu_seqlens = cu,
+                             .n_samples = 1,
+                             .n_rows = cu[1],
+                             .n_targets = counts[s]};
         double alone = 0;
         EXPECT_ST(transformer_accepts(t, &one, &err), ST_OK, &err);
-        transformer_run(t, block, each, &one, 1, &alone, &count);
+        transformer_run(t, block, each, &one, &lm, 1, &alone, &count);
         EXPECT_NEAR(alone, nll[s], 1e-12 * (1 + nll[s]));
         EXPECT_EQ(count, counts[s]);
     }
@@ -249,6 +320,8 @@ int main(void)
     hash_start();
     RUN(test_gradients_of_each_switch);
     RUN(test_gradients_of_each_module);
+    RUN(test_gradients_of_each_objective);
+    RUN(test_pairs);
     RUN(test_packed_is_one_by_one);
     RUN(test_refusals);
     return harness_end();

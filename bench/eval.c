@@ -1,0 +1,190 @@
+/* bench_eval - tokens per second of scoring: forward only, an adapter applied, windows packed together.
+ *
+ *     bench_eval [--base FILE|DIR | --shape NAME] [--threads N] [--samples S] [--seq T] [--steps K] [--turns] [--json FILE]
+ *
+ * One step scores S samples of T rows (default 4 of 512). Beside it a 2048^3 product of the same library and threads, taking
+ * turns; the medians are compared. The fraction counts 2 P + 2 V C + 2 L H D T FLOP per token.
+ * --turns as in bench_train.
+ */
+#include <cblas.h>
+#undef I /* cblas.h brings <complex.h> */
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/buf.h"
+#include "base/clock.h"
+#include "base/hash.h"
+#include "bench/lab.h"
+#include "model/evaluate.h"
+
+enum { SGEMM = 2048, STEPS_MAX = 1000 };
+
+struct bench {
+    const char *base, *shape, *json;
+    uint32_t threads, samples, seq, steps;
+    bool turns;
+    struct weights *weights;
+    struct evaluator *evaluator;
+    struct adapter_shape adapter;
+    uint64_t planned;
+    struct sample *list;
+    double *nll;
+    uint32_t *targets;
+    float *a, *b, *c; /* SGEMM squared */
+};
+
+static void prepare(struct bench *b)
+{
+    struct err err;
+    struct evaluator_config config;
+    const struct arch *arch = &b->weights->arch;
+    if (adapter_shape_of(arch, 16, 32, LORA_ALL, &b->adapter, &err) != ST_OK)
+        lab_fail(&err);
+    evaluator_defaults(&b->adapter, &config);
+    config.threads = b->threads;
+    config.seq_max = b->seq;
+    config.rows_max = b->samples * b->seq;
+    if (evaluator_plan(arch, &config, &b->planned, &err) != ST_OK ||
+        evaluator_new(b->weights, &config, &b->evaluator, &err) != ST_OK)
+        lab_fail(&err);
+    float *block = lab_adapter(&b->adapter);
+    evaluator_set_adapter(b->evaluator, block);
+    free(block);
+    b->list = lab_samples(b->samples, b->seq, arch->vocab_size);
+    b->nll = xcalloc(b->samples, sizeof *b->nll);
+    b->targets = xcalloc(b->samples, sizeof *b->targets);
+}
+
+static struct seconds step_seconds(struct bench *b, double *loss)
+{
+    struct err err;
+    struct seconds begin = lab_now();
+    if (evaluator_score(b->evaluator, b->list, b->samples, b->nll, b->targets, &err) != ST_OK)
+        lab_fail(&err);
+    struct seconds took = lab_since(begin);
+    *loss = 0;
+    for (uint32_t s = 0; s < b->samples; s++)
+        *loss += b->nll[s] / ((double)b->samples * b->seq);
+    return took;
+}
+
+static double sgemm_seconds(struct bench *b)
+{
+    openblas_set_num_threads((int)b->threads);
+    double begin = clock_s();
+    cblas_sgemm(CblasRowMajor, CblasNoTrans, CblasTrans, SGEMM, SGEMM, SGEMM, 1, b->a, SGEMM, b->b, SGEMM, 0, b->c,
+                SGEMM);
+    double seconds = clock_s() - begin;
+    openblas_set_num_threads(1);
+    return seconds;
+}
+
+static void take_turns(struct bench *b)
+{
+    while (lab_turn()) {
+        double loss;
+        struct seconds s = step_seconds(b, &loss);
+        printf("%.4f %.4f %.6f\n", s.wall, s.cpu, loss);
+        fflush(stdout);
+    }
+    printf("%.0f\n", lab_peak_bytes());
+}
+
+static double gflop_per_token(const struct bench *b)
+{
+    const struct arch *a = &b->weights->arch;
+    double linear = 0;
+    for (int m = 0; m < LORA_MODULES; m++)
+        linear += (double)a->n_layers * b->adapter.in[m] * b->adapter.out[m];
+    return 2e-9 *
+           (linear + (double)a->vocab_size * a->d_model + (double)a->n_layers * a->n_heads * a->head_dim * b->seq);
+}
+
+static void measure(struct bench *b)
+{
+    static double steps[STEPS_MAX], products[STEPS_MAX];
+    double loss, peak, rows = (double)b->samples * b->seq;
+    char fingerprint[512];
+    step_seconds(b, &loss); /* warm */
+    peak = lab_peak_bytes();
+    float **matrices[] = {&b->a, &b->b, &b->c};
+    for (int i = 0; i < 3; i++) {
+        *matrices[i] = xcalloc(SGEMM, sizeof(float) * SGEMM);
+        for (size_t k = 0; k < (size_t)SGEMM * SGEMM; k++)
+            (*matrices[i])[k] = 1.0f / (float)(1 + k % 97);
+    }
+    sgemm_seconds(b);
+    for (uint32_t i = 0; i < b->steps; i++) {
+        products[i] = sgemm_seconds(b);
+        steps[i] = step_seconds(b, &loss).wall;
+    }
+    evaluator_fingerprint(b->evaluator, fingerprint, sizeof fingerprint);
+    double rate = rows / lab_median(steps, b->steps), gflop = gflop_per_token(b);
+    double sgemm = 2e-9 * SGEMM * SGEMM * SGEMM / lab_median(products, b->steps);
+    printf("%s\n%u x %u rows   %.0f tokens/s   %.3f GFLOP/token   %.1f GFLOP/s\n", fingerprint, b->samples, b->seq,
+           rate, gflop, rate * gflop);
+    printf("sgemm %d^3   %.1f GFLOP/s   fraction %.3f\n", SGEMM, sgemm, rate * gflop / sgemm);
+    printf("peak memory %.0f MB, planned %.0f MB: %+.1f %%\n", peak / 1e6, (double)b->planned / 1e6,
+           100 * (peak / (double)b->planned - 1));
+    free(b->a), free(b->b), free(b->c);
+    if (!b->json)
+        return;
+    struct buf out = {0};
+    struct err err;
+    buf_printf(&out,
+               "{\"bench\": \"eval\", \"fingerprint\": \"%s\", \"samples\": %u, \"seq\": %u, \"threads\": %u, "
+               "\"steps\": %u, \"tokens_per_s\": %.1f, \"gflop_per_token\": %.4f, \"sgemm_gflops\": %.1f, "
+               "\"fraction\": %.4f, \"peak_mb\": %.0f, \"planned_mb\": %.0f}\n",
+               fingerprint, b->samples, b->seq, b->threads, b->steps, rate, gflop, sgemm, rate * gflop / sgemm,
+               peak / 1e6, (double)b->planned / 1e6);
+    if (file_write_durable(b->json, out.data, out.len, 0644, &err) != ST_OK)
+        lab_fail(&err);
+    buf_release(&out);
+}
+
+static void parse(struct bench *b, int argc, char **argv)
+{
+    for (int i = 1; i < argc; i += 2) {
+        const char *value = i + 1 < argc ? argv[i + 1] : "";
+        if (!strcmp(argv[i], "--base"))
+            b->base = value;
+        else if (!strcmp(argv[i], "--shape"))
+            b->shape = value;
+        else if (!strcmp(argv[i], "--json"))
+            b->json = value;
+        else if (!strcmp(argv[i], "--threads"))
+            b->threads = lab_number(value, OPS_THREADS_MAX);
+        else if (!strcmp(argv[i], "--samples"))
+            b->samples = lab_number(value, 4096);
+        else if (!strcmp(argv[i], "--seq"))
+            b->seq = lab_number(value, 8192);
+        else if (!strcmp(argv[i], "--steps"))
+            b->steps = lab_number(value, STEPS_MAX);
+        else if (!strcmp(argv[i], "--turns"))
+            b->turns = true, i--; /* it has no value */
+        else {
+            fprintf(stderr, "usage: bench_eval [--base FILE | --shape NAME] [--threads N] [--samples S] [--seq T] "
+                            "[--steps K] [--turns] [--json FILE]\n");
+            exit(2);
+        }
+    }
+}
+
+int main(int argc, char **argv)
+{
+    static struct bench b = {.shape = "smollm2-135m", .threads = 2, .samples = 4, .seq = 512, .steps = 5};
+    parse(&b, argc, argv);
+    hash_start();
+    b.weights = lab_weights(b.base, b.shape);
+    prepare(&b);
+    if (b.turns)
+        take_turns(&b);
+    else
+        measure(&b);
+    evaluator_free(b.evaluator);
+    weights_free(b.weights);
+    free((void *)b.list[0].tokens);
+    free(b.list), free(b.nll), free(b.targets);
+    return 0;
+}

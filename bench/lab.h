@@ -1,0 +1,39 @@
+/* lab.h - what the engine's benchmarks share: a base to measure on, tokens, clocks and medians.
+ *
+ * A program of bench/ may print and exit: a mistake in its arguments ends it.
+ */
+#ifndef BENCH_LAB_H
+#define BENCH_LAB_H
+
+#include <stdint.h>
+
+#include "adapter/adapter.h"
+#include "base/status.h"
+#include "model/pack.h"
+#include "model/weights.h"
+
+_Noreturn void lab_fail(const struct err *err);
+uint32_t lab_number(const char *text, uint32_t max); /* from 1 */
+
+/* The base at `path`, or NULL: random weights in the shape `name` ("smollm2-135m", "qwen3-0.6b", "llama-3.2-1b"). Speed does
+ * not depend on the values. */
+struct weights *lab_weights(const char *path, const char *name);
+
+/* n samples of seq + 1 tokens: hashes of their index, which bench/peers makes too. Free samples[0].tokens and the list. */
+struct sample *lab_samples(uint32_t n, uint32_t seq, uint32_t vocab);
+
+/* As a run begins: B = 0, so that losses are the base's. Free it. */
+float *lab_adapter(const struct adapter_shape *shape);
+
+struct seconds {
+    double wall, cpu; /* cpu: of all threads of this process */
+};
+struct seconds lab_now(void);
+struct seconds lab_since(struct seconds begin);
+double lab_median(double *x, uint32_t n); /* sorts x */
+double lab_peak_bytes(void);              /* the largest resident set of this process so far */
+
+/* Waits for a line on stdin, so that a program that compares can alternate; false when there is no more. */
+bool lab_turn(void);
+
+#endif

@@ -1,0 +1,90 @@
+#!/usr/bin/env python3
+"""Our training (or scoring) beside PyTorch + PEFT on the same tokens: both stay loaded and take steps in turn.
+
+usage: compare.py train|eval BASE.gguf [--tcmalloc] [--steps 5] [--samples 4] [--seq 512] [--rank 16] [--threads 2]
+                  [--dtype f32|bf16] [--checkpoint] [--bench build/release/bench] [--json FILE] [-- OPTIONS OF OURS]
+
+Needs bench/peers/venv, and Debian's libtcmalloc-minimal4 for --tcmalloc. Prints the medians after one warm step each, the
+ratio of tokens/s, of peak memory, and both first losses, which must agree: they are of the same base on the same tokens.
+"""
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+
+HERE = os.path.dirname(os.path.abspath(__file__))
+ROOT = os.path.join(HERE, "..", "..")
+TCMALLOC = "/usr/lib/x86_64-linux-gnu/libtcmalloc_minimal.so.4"
+
+
+class Runner:
+    def __init__(self, command, env=None):
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=env)
+        self.wall, self.cpu, self.losses = [], [], []
+
+    def line(self):
+        line = self.process.stdout.readline()
+        if not line:
+            sys.exit(f"compare.py: {self.process.args[0]} ended early with {self.process.wait()}")
+        return line.strip()
+
+    def step(self):
+        self.process.stdin.write("\n")
+        self.process.stdin.flush()
+        wall, cpu, loss = map(float, self.line().split())
+        self.wall.append(wall), self.cpu.append(cpu), self.losses.append(loss)
+
+    def end(self):
+        self.process.stdin.close()
+        peak = float(self.line())
+        self.process.wait()
+        return peak
+
+
+def main():
+    p = argparse.ArgumentParser()
+    p.add_argument("what", choices=["train", "eval"])
+    p.add_argument("base")
+    p.add_argument("--tcmalloc", action="store_true")
+    p.add_argument("--steps", type=int, default=5)
+    for name, value in (("samples", 4), ("seq", 512), ("rank", 16), ("threads", 2)):
+        p.add_argument("--" + name, type=int, default=value)
+    p.add_argument("--dtype", default="f32")
+    p.add_argument("--checkpoint", action="store_true")
+    p.add_argument("--bench", default=os.path.join(ROOT, "build/release/bench"))
+    p.add_argument("--json")
+    p.add_argument("ours", nargs="*", help="further options of bench_train or bench_eval")
+    a = p.parse_args()
+    sizes = ["--samples", a.samples, "--seq", a.seq, "--threads", a.threads] + (["--rank", a.rank] * (a.what == "train"))
+    sizes = [str(x) for x in sizes]
+    env = {**os.environ, **({"LD_PRELOAD": TCMALLOC} if a.tcmalloc else {})}
+    if a.tcmalloc and not os.path.exists(TCMALLOC):
+        sys.exit(f"compare.py: {TCMALLOC} is missing: install libtcmalloc-minimal4")
+    peer = Runner([os.path.join(ROOT, "build/peers/bin/python"), os.path.join(HERE, "torch_peer.py"), a.what, a.base,
+                   "--dtype", a.dtype, *(["--checkpoint"] if a.checkpoint else []), *sizes], env)
+    print(peer.line(), flush=True)
+    ours = Runner([os.path.join(a.bench, "bench_" + a.what), "--base", a.base, "--turns", *sizes, *a.ours])
+    for _ in range(a.steps + 1):
+        ours.step(), peer.step()
+        print(f"  ours {ours.wall[-1]:.2f} s, peer {peer.wall[-1]:.2f} s", flush=True)
+    rows = a.samples * a.seq
+    result = {"what": a.what, "rows": rows, "dtype": a.dtype, "tcmalloc": a.tcmalloc, "steps": a.steps}
+    for name, r in (("ours", ours), ("peer", peer)):
+        peak, wall, cpu = r.end(), statistics.median(r.wall[1:]), statistics.median(r.cpu[1:])
+        result[name] = {"tokens_per_s": rows / wall, "cpu_s": cpu, "peak_mb": peak / 1e6, "first_loss": r.losses[0]}
+        print(f"{name}  {rows / wall:7.1f} tokens/s  {wall:6.2f} s a step (CPU {cpu:6.2f})  peak {peak / 1e6:6.0f} MB"
+              f"  first loss {r.losses[0]:.5f}")
+    result["speed"] = result["ours"]["tokens_per_s"] / result["peer"]["tokens_per_s"]
+    result["memory"] = result["ours"]["peak_mb"] / result["peer"]["peak_mb"]
+    print(f"ours / peer: tokens/s {result['speed']:.3f}, CPU {result['peer']['cpu_s'] / result['ours']['cpu_s']:.3f}, "
+          f"peak memory {result['memory']:.3f}")
+    if abs(ours.losses[0] - peer.losses[0]) > (1e-3 if a.dtype == "f32" else 0.05):
+        sys.exit("compare.py: the first losses differ: the two did not do the same")
+    if a.json:
+        with open(a.json, "w") as f:
+            json.dump(result, f)
+
+
+main()
