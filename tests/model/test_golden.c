@@ -208,6 +208,8 @@ static void check_objective(const struct weights *w, const struct objective *obj
     config.objective = *objective;
     config.ops = ops;
     config.clip = 0;
+    config.rows_max = 64;
+    config.seq_max = 32;
     REQUIRE(EXPECT_ST(trainer_new(w, &config, &t, &err), ST_OK, &err));
     float *block = noise_adapter(&shape, 0.2f);
     trainer_set_adapter(t, block);
