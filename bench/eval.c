@@ -1,6 +1,7 @@
 /* bench_eval - tokens per second of scoring: forward only, an adapter applied, windows packed together.
  *
- *     bench_eval [--base FILE|DIR | --shape NAME] [--threads N] [--samples S] [--seq T] [--steps K] [--turns] [--json FILE]
+ *     bench_eval [--base FILE|DIR | --shape NAME] [--threads N] [--samples S] [--seq T] [--steps K] [--ops blas|dnnl]
+ *                [--turns] [--json FILE]
  *
  * One step scores S samples of T rows (default 4 of 512). Beside it a 2048^3 product of the same library and threads, taking
  * turns; the medians are compared. The fraction counts 2 P + 2 V C + 2 L H D T FLOP per token.
@@ -24,6 +25,7 @@ struct bench {
     const char *base, *shape, *json;
     uint32_t threads, samples, seq, steps;
     bool turns;
+    enum ops_kind ops;
     struct weights *weights;
     struct evaluator *evaluator;
     struct adapter_shape adapter;
@@ -42,6 +44,7 @@ static void prepare(struct bench *b)
     if (adapter_shape_of(arch, 16, 32, LORA_ALL, &b->adapter, &err) != ST_OK)
         lab_fail(&err);
     evaluator_defaults(&b->adapter, &config);
+    config.ops = b->ops;
     config.threads = b->threads;
     config.seq_max = b->seq;
     config.rows_max = b->samples * b->seq;
@@ -161,11 +164,13 @@ static void parse(struct bench *b, int argc, char **argv)
             b->seq = lab_number(value, 8192);
         else if (!strcmp(argv[i], "--steps"))
             b->steps = lab_number(value, STEPS_MAX);
+        else if (!strcmp(argv[i], "--ops"))
+            b->ops = lab_ops(value);
         else if (!strcmp(argv[i], "--turns"))
             b->turns = true, i--; /* it has no value */
         else {
             fprintf(stderr, "usage: bench_eval [--base FILE | --shape NAME] [--threads N] [--samples S] [--seq T] "
-                            "[--steps K] [--turns] [--json FILE]\n");
+                            "[--steps K] [--ops blas|dnnl] [--turns] [--json FILE]\n");
             exit(2);
         }
     }
@@ -173,7 +178,8 @@ static void parse(struct bench *b, int argc, char **argv)
 
 int main(int argc, char **argv)
 {
-    static struct bench b = {.shape = "smollm2-135m", .threads = 2, .samples = 4, .seq = 512, .steps = 5};
+    static struct bench b = {
+        .shape = "smollm2-135m", .ops = OPS_BLAS, .threads = 2, .samples = 4, .seq = 512, .steps = 5};
     parse(&b, argc, argv);
     hash_start();
     b.weights = lab_weights(b.base, b.shape);

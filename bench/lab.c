@@ -76,6 +76,16 @@ uint32_t lab_number(const char *text, uint32_t max)
     return (uint32_t)v;
 }
 
+enum ops_kind lab_ops(const char *name)
+{
+    struct err err;
+    if (strcmp(name, "blas") && strcmp(name, "dnnl")) {
+        err_set(&err, ST_USAGE, "%s: no such back end; blas or dnnl", name);
+        lab_fail(&err);
+    }
+    return !strcmp(name, "blas") ? OPS_BLAS : OPS_DNNL;
+}
+
 static void fill(float *x, size_t n, float scale, uint64_t seed)
 {
     struct rng rng;

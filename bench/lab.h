@@ -15,6 +15,8 @@
 _Noreturn void lab_fail(const struct err *err);
 uint32_t lab_number(const char *text, uint32_t max); /* from 1 */
 
+enum ops_kind lab_ops(const char *name); /* "blas" or "dnnl" */
+
 /* The base at `path`, or NULL: random weights in the shape `name` ("smollm2-135m", "qwen3-0.6b", "llama-3.2-1b"). Speed does
  * not depend on the values. */
 struct weights *lab_weights(const char *path, const char *name);

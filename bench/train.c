@@ -1,7 +1,7 @@
 /* bench_train - tokens per second of LoRA training, beside what the machine's sgemm gives in the same minutes.
  *
  *     bench_train [--base FILE|DIR | --shape NAME] [--threads N] [--samples S] [--seq T] [--rank R] [--steps K]
- *                 [--memory MB] [--turns] [--json FILE]
+ *                 [--memory MB] [--ops blas|dnnl] [--turns] [--json FILE]
  *
  * One step is S samples of T rows (default 4 of 512), rank 16 on all seven linears. Without --base the weights are
  * random in the shape of SmolLM2-135M or of --shape (lab.h). Steps and 2048^3 products take turns, so that a busy
@@ -43,6 +43,7 @@ struct bench {
     const char *base, *shape, *json;
     uint32_t threads, samples, seq, rank, steps, memory_mb;
     bool turns;
+    enum ops_kind ops;
     struct trainer_config config;
     struct memory_plan plan;
     struct weights *weights;
@@ -60,6 +61,7 @@ static void prepare(struct bench *b)
     if (adapter_shape_of(arch, b->rank, 2 * b->rank, LORA_ALL, &shape, &err) != ST_OK)
         lab_fail(&err);
     trainer_defaults(&shape, &b->config);
+    b->config.ops = b->ops;
     b->config.threads = b->threads;
     b->config.seq_max = b->seq;
     b->config.rows_max = b->samples * b->seq;
@@ -295,11 +297,13 @@ static void parse(struct bench *b, int argc, char **argv)
             b->memory_mb = lab_number(value, 1 << 20);
         else if (!strcmp(argv[i], "--steps"))
             b->steps = lab_number(value, STEPS_MAX);
+        else if (!strcmp(argv[i], "--ops"))
+            b->ops = lab_ops(value);
         else if (!strcmp(argv[i], "--turns"))
             b->turns = true, i--; /* it has no value */
         else {
             fprintf(stderr, "usage: bench_train [--base FILE | --shape NAME] [--threads N] [--samples S] [--seq T] "
-                            "[--rank R] [--steps K] [--memory MB] [--turns] [--json FILE]\n");
+                            "[--rank R] [--steps K] [--memory MB] [--ops blas|dnnl] [--turns] [--json FILE]\n");
             exit(2);
         }
     }
@@ -307,7 +311,8 @@ static void parse(struct bench *b, int argc, char **argv)
 
 int main(int argc, char **argv)
 {
-    static struct bench b = {.shape = "smollm2-135m", .threads = 2, .samples = 4, .seq = 512, .rank = 16, .steps = 3};
+    static struct bench b = {
+        .shape = "smollm2-135m", .ops = OPS_BLAS, .threads = 2, .samples = 4, .seq = 512, .rank = 16, .steps = 3};
     parse(&b, argc, argv);
     hash_start();
     b.weights = lab_weights(b.base, b.shape);

@@ -22,7 +22,8 @@ static const struct option_row rows[] = {
            .high = 65536, .why = "as a line's (settings)"),
     OPTION(struct args, threads, OPTION_U32, "threads", 't', "N", "0: the CPUs it may use", .low = 0, .high = 64,
            .why = "all that the scheduler or the control group gave it"),
-    OPTION(struct args, backend, OPTION_CHOICE, "backend", 0, "blas|ref", "ref: plain loops, slow, for comparison",
+    OPTION(struct args, backend, OPTION_CHOICE, "backend", 0, "blas|ref|dnnl",
+           "dnnl: products by oneDNN (libdnnl2); ref: plain loops, slow, for comparison",
            .why = "the library is many times faster"),
 };
 
@@ -84,7 +85,7 @@ static enum status run_eval(const struct options *o, const struct args *args, st
     config.seq_max = args->seq;
     config.rows_max = args->seq > config.rows_max ? args->seq : config.rows_max;
     config.threads = local_threads(args->threads);
-    config.ops = args->backend ? OPS_REF : OPS_BLAS;
+    config.ops = local_ops(args->backend);
     st = evaluator_new(engine.weights, &config, &evaluator, err);
     if (st != ST_OK)
         goto done;

@@ -47,6 +47,12 @@ uint32_t local_threads(uint32_t wanted)
     return n < 1 ? 1 : n > OPS_THREADS_MAX ? OPS_THREADS_MAX : (uint32_t)n;
 }
 
+enum ops_kind local_ops(unsigned choice)
+{
+    static const enum ops_kind kinds[] = {OPS_BLAS, OPS_REF, OPS_DNNL};
+    return kinds[choice];
+}
+
 /* ---- adapters -------------------------------------------------------------------------------------------------------- */
 
 static bool config_targets(const json_t *list, uint32_t *out)

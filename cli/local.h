@@ -22,6 +22,8 @@ void local_release(struct local *engine);
 
 uint32_t local_threads(uint32_t wanted); /* 0: the CPUs this process may use */
 
+enum ops_kind local_ops(unsigned choice); /* of --backend blas|ref|dnnl */
+
 struct lora { /* zeroed: none */
     struct adapter_shape shape;
     float *block;

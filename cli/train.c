@@ -62,7 +62,8 @@ static const struct option_row rows[] = {
            .why = "the same command gives the same adapter"),
     OPTION(struct args, threads, OPTION_U32, "threads", 't', "N", "0: the CPUs it may use", .low = 0, .high = 64,
            .why = "all that the scheduler or the control group gave it"),
-    OPTION(struct args, backend, OPTION_CHOICE, "backend", 0, "blas|ref", "ref: plain loops, slow, for comparison",
+    OPTION(struct args, backend, OPTION_CHOICE, "backend", 0, "blas|ref|dnnl",
+           "dnnl: products by oneDNN (libdnnl2); ref: plain loops, slow, for comparison",
            .why = "the library is many times faster"),
     OPTION(struct args, memory, OPTION_BYTES, "memory", 0, "BYTES",
            "choose micro-batch and checkpoints to keep within; 0: no limit", .why = "the plan is shown first"),
@@ -351,7 +352,7 @@ static enum status run_train(const struct options *o, struct args *args, struct 
     config.seq_max = args->seq;
     config.rows_max = args->micro_rows;
     config.threads = local_threads(args->threads);
-    config.ops = args->backend ? OPS_REF : OPS_BLAS;
+    config.ops = local_ops(args->backend);
     config.memory_max = args->memory;
     st = trainer_fit(base_arch(engine.base), &config, &plan, err);
     if (st == ST_OK && args->dry_run)

@@ -29,11 +29,12 @@ static struct transformer_config transformer_config_of(const struct evaluator_co
 enum status evaluator_plan(const struct arch *arch, const struct evaluator_config *config, uint64_t *bytes,
                            struct err *err)
 {
-    if (config->ops != OPS_REF && config->ops != OPS_BLAS)
-        return err_set(err, ST_USAGE, "unknown back end %d", (int)config->ops);
+    enum status st = ops_check(config->ops, err);
+    if (st != ST_OK)
+        return st;
     struct transformer_config c = transformer_config_of(config);
     uint64_t saved, scratch;
-    enum status st = transformer_plan(arch, &c, &saved, &scratch, err);
+    st = transformer_plan(arch, &c, &saved, &scratch, err);
     if (st == ST_OK)
         *bytes = weights_bytes(arch) + saved + scratch + adapter_floats(&config->shape) * sizeof(float);
     return st;

@@ -1,7 +1,8 @@
 /* ops.h - the arithmetic of one Llama-family block, as a table of functions: each forward, then its backward.
  *
- * Two tables. ops_ref: plain loops with f64 sums, kept for ever as the truth. ops_blas: OpenBLAS for products, vector
- * loops for the rest. Both do the same sums in another order; given the same threads, each repeats itself bit by bit.
+ * Three tables. ops_ref: plain loops with f64 sums, kept for ever as the truth. ops_blas and ops_dnnl: OpenBLAS or oneDNN for
+ * products, vector loops for the rest. All do the same sums in another order; given the same threads, each repeats itself
+ * bit by bit.
  *
  * Legend.  M rows (tokens of a packed batch)   C d_model   F d_ff   H query heads   K kv heads   D head_dim   V vocab
  *          R rank   N, I out and in of any matrix.   Matrices are row-major; `ld` is the distance between rows.
@@ -18,6 +19,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "base/status.h"
 #include "model/pool.h"
 
 #ifdef MODEL_REAL_F64
@@ -26,7 +28,7 @@ typedef double real;
 typedef float real;
 #endif
 
-enum ops_kind { OPS_REF, OPS_BLAS };
+enum ops_kind { OPS_REF, OPS_BLAS, OPS_DNNL };
 enum { OPS_THREADS_MAX = POOL_THREADS_MAX };
 
 struct attention {              /* what attention runs over */
@@ -90,8 +92,11 @@ struct ops {
                        real grad_scale);
 };
 
-extern const struct ops ops_ref, ops_blas;
-const struct ops *ops_of(enum ops_kind kind);
+extern const struct ops ops_ref, ops_blas, ops_dnnl;
+
+/* ST_USAGE: no such table. ST_UNSUPPORTED: its library is not on this machine; the text says what to install. */
+enum status ops_check(enum ops_kind kind, struct err *err);
+const struct ops *ops_of(enum ops_kind kind); /* one that ops_check() accepts */
 
 /* (n_positions, D): the angles in f32, as transformers computes them. `factors` (D/2), by which each frequency is divided
  * (Llama 3's scaling), or NULL. */

@@ -55,8 +55,6 @@ static enum status check_config(const struct trainer_config *c, struct err *err)
         return err_set(err, ST_USAGE, "learning rate, betas and weight decay must be at least 0 and below 1");
     if (!(c->eps > 0 && c->eps < 1) || !within(c->clip, 0, 1e6f))
         return err_set(err, ST_USAGE, "eps must be above 0 and below 1, clip between 0 and 1e6");
-    if (c->ops != OPS_REF && c->ops != OPS_BLAS)
-        return err_set(err, ST_USAGE, "unknown back end %d", (int)c->ops);
     if (c->checkpoint != CHECKPOINT_NONE && c->checkpoint != CHECKPOINT_BLOCK)
         return err_set(err, ST_USAGE, "unknown checkpoint policy %d", (int)c->checkpoint);
     if (c->objective.kind >= OBJECTIVES)
@@ -66,7 +64,7 @@ static enum status check_config(const struct trainer_config *c, struct err *err)
     if (c->objective.kind == OBJECTIVE_DPO && c->seq_max > c->rows_max / 2)
         return err_set(err, ST_USAGE, "dpo: a micro-batch of %u rows does not hold two samples of %u", c->rows_max,
                        c->seq_max);
-    return ST_OK;
+    return ops_check(c->ops, err);
 }
 
 /* Rows of what must not be torn apart: a sample, or DPO's two. */

@@ -246,7 +246,7 @@ static void test_objectives(void)
         for (size_t m = 0; m < packed.n_rows; m++)
             teacher[m] = logits + m * V;
         packed.teacher = teacher;
-        for (int ops = OPS_REF; ops <= OPS_BLAS; ops++)
+        for (int ops = OPS_REF; ops <= OPS_DNNL; ops++)
             check_objective(w, &(struct objective){.kind = OBJECTIVE_KL}, (enum ops_kind)ops, &packed,
                             floats(&g, "kl", 1), floats(&g, "kl_grad", n));
         packed_release(&packed);
@@ -260,7 +260,7 @@ static void test_objectives(void)
         toy.samples[0].mask = toy.samples[1].mask = mask;
         EXPECT_EQ(pack_pairs(toy.samples, SAMPLES, 64, &packed), SAMPLES);
         packed.reference = reference;
-        for (int ops = OPS_REF; ops <= OPS_BLAS; ops++)
+        for (int ops = OPS_REF; ops <= OPS_DNNL; ops++)
             check_objective(w, &(struct objective){OBJECTIVE_DPO, 0.3}, (enum ops_kind)ops, &packed,
                             floats(&g, "dpo", 1), floats(&g, "dpo_grad", n));
         packed_release(&packed);
@@ -276,6 +276,7 @@ static void test_toys(void)
     for (size_t i = 0; i < sizeof names / sizeof names[0]; i++) {
         check_toy(names[i], OPS_REF);
         check_toy(names[i], OPS_BLAS);
+        check_toy(names[i], OPS_DNNL);
     }
 }
 

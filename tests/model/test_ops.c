@@ -1,5 +1,6 @@
-/* ops_blas against ops_ref: every function, odd shapes, one to three threads. */
+/* ops_blas and ops_dnnl against ops_ref: every function, odd shapes, one to three threads. */
 #include <math.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -11,6 +12,7 @@
 
 static struct rng rng;
 static struct pool *pool;
+static const struct ops *fast; /* the table under test */
 
 static float *random_floats(size_t n)
 {
@@ -46,15 +48,15 @@ static void test_products(void)
             float *X = random_floats(M * ldx), *W = random_floats((size_t)N * K), *Y = random_floats(M * ldy);
             float *Y2 = copy(Y, M * ldy);
             ops_ref.linear(pool, Y, ldy, X, ldx, W, K, M, N, K, 0.5f, accumulate);
-            ops_blas.linear(pool, Y2, ldy, X, ldx, W, K, M, N, K, 0.5f, accumulate);
+            fast->linear(pool, Y2, ldy, X, ldx, W, K, M, N, K, 0.5f, accumulate);
             EXPECT(close(Y, Y2, M * ldy));
             float *dX = random_floats(M * ldx), *dX2 = copy(dX, M * ldx);
             ops_ref.linear_dx(pool, dX, ldx, Y, ldy, W, K, M, N, K, -2, accumulate);
-            ops_blas.linear_dx(pool, dX2, ldx, Y, ldy, W, K, M, N, K, -2, accumulate);
+            fast->linear_dx(pool, dX2, ldx, Y, ldy, W, K, M, N, K, -2, accumulate);
             EXPECT(close(dX, dX2, M * ldx));
             float *dW = copy(W, (size_t)N * K), *dW2 = copy(W, (size_t)N * K);
             ops_ref.linear_dw(pool, dW, K, Y, ldy, X, ldx, M, N, K, 3, accumulate);
-            ops_blas.linear_dw(pool, dW2, K, Y, ldy, X, ldx, M, N, K, 3, accumulate);
+            fast->linear_dw(pool, dW2, K, Y, ldy, X, ldx, M, N, K, 3, accumulate);
             EXPECT(close(dW, dW2, (size_t)N * K));
             free(X), free(W), free(Y), free(Y2), free(dX), free(dX2), free(dW), free(dW2);
         }
@@ -66,11 +68,11 @@ static void test_merge_and_bias(void)
     float *W = random_floats(N * I), *A = random_floats(R * I), *B = random_floats(N * R);
     float *a = random_floats(N * I), *b = random_floats(N * I);
     ops_ref.merge(pool, a, W, A, B, N, I, R, 2);
-    ops_blas.merge(pool, b, W, A, B, N, I, R, 2);
+    fast->merge(pool, b, W, A, B, N, I, R, 2);
     EXPECT(close(a, b, N * I));
     memcpy(b, a, N * I * sizeof *a);
     ops_ref.add_bias(pool, a, W, M, I);
-    ops_blas.add_bias(pool, b, W, M, I);
+    fast->add_bias(pool, b, W, M, I);
     EXPECT(close(a, b, M * I));
     free(W), free(A), free(B), free(a), free(b);
 }
@@ -82,10 +84,10 @@ static void test_norms_and_rope(void)
     for (int accumulate = 0; accumulate < 2; accumulate++) {
         float *a = random_floats(M * LD), *b = copy(a, M * LD);
         ops_ref.rmsnorm(pool, a, LD, X, LD, w, M, HEADS, C, 1e-5f);
-        ops_blas.rmsnorm(pool, b, LD, X, LD, w, M, HEADS, C, 1e-5f);
+        fast->rmsnorm(pool, b, LD, X, LD, w, M, HEADS, C, 1e-5f);
         EXPECT(close(a, b, M * LD));
         ops_ref.rmsnorm_dx(pool, a, LD, dY, LD, X, LD, w, M, HEADS, C, 1e-5f, accumulate);
-        ops_blas.rmsnorm_dx(pool, b, LD, dY, LD, X, LD, w, M, HEADS, C, 1e-5f, accumulate);
+        fast->rmsnorm_dx(pool, b, LD, dY, LD, X, LD, w, M, HEADS, C, 1e-5f, accumulate);
         EXPECT(close(a, b, M * LD));
         free(a), free(b);
     }
@@ -95,9 +97,9 @@ static void test_norms_and_rope(void)
     for (uint32_t m = 0; m < M; m++)
         position[m] = (m * 7) % 20;
     ops_ref.rope(pool, a, LD, table, position, M, HEADS, C, false);
-    ops_blas.rope(pool, b, LD, table, position, M, HEADS, C, false);
+    fast->rope(pool, b, LD, table, position, M, HEADS, C, false);
     EXPECT(close(a, b, M * LD) && !close(a, X, M * LD));
-    ops_blas.rope(pool, b, LD, table, position, M, HEADS, C, true);
+    fast->rope(pool, b, LD, table, position, M, HEADS, C, true);
     EXPECT(close(X, b, M * LD)); /* turning back is the inverse */
     free(X), free(w), free(dY), free(table), free(a), free(b);
 }
@@ -111,16 +113,16 @@ static void test_attention(void)
         uint32_t H = heads[i][0], K = heads[i][1], D = heads[i][2];
         size_t n = (size_t)M * (H + 2 * K) * D, no = (size_t)M * H * D;
         struct attention a = {cu_seqlens, SAMPLES, H, K, D, NULL};
-        a.scratch = xmalloc(ops_blas.attention_scratch(H, K, D, LONGEST, pool_threads(pool)) * sizeof(float));
+        a.scratch = xmalloc(fast->attention_scratch(H, K, D, LONGEST, pool_threads(pool)) * sizeof(float));
         float *qkv = random_floats(n), *out = random_floats(no), *out2 = random_floats(no), *dout = random_floats(no);
         float *lse = random_floats(M * H), *lse2 = random_floats(M * H);
         ops_ref.attention(pool, out, lse, qkv, &a);
-        ops_blas.attention(pool, out2, lse2, qkv, &a);
+        fast->attention(pool, out2, lse2, qkv, &a);
         EXPECT(close(out, out2, no));
         EXPECT(close(lse, lse2, M * H));
         float *d = random_floats(n), *d2 = random_floats(n);
         ops_ref.attention_back(pool, d, dout, out, lse, qkv, &a);
-        ops_blas.attention_back(pool, d2, dout, out, lse, qkv, &a);
+        fast->attention_back(pool, d2, dout, out, lse, qkv, &a);
         EXPECT(close(d, d2, n));
         free(a.scratch), free(qkv), free(out), free(out2), free(dout), free(lse), free(lse2), free(d), free(d2);
     }
@@ -134,11 +136,11 @@ static void test_swiglu(void)
     gu[1] = gu2[1] = -200;
     float *y = random_floats(M * F), *y2 = random_floats(M * F);
     ops_ref.swiglu(pool, y, gu, M, F);
-    ops_blas.swiglu(pool, y2, gu, M, F);
+    fast->swiglu(pool, y2, gu, M, F);
     EXPECT(close(y, y2, M * F));
     memset(y2, 0, M * F * sizeof *y2);
     ops_ref.swiglu_back(pool, gu, y, dy, M, F);
-    ops_blas.swiglu_back(pool, gu2, y2, dy, M, F);
+    fast->swiglu_back(pool, gu2, y2, dy, M, F);
     EXPECT(close(gu, gu2, M * 2 * F) && close(y, y2, M * F));
     free(gu), free(gu2), free(dy), free(y), free(y2);
 }
@@ -156,12 +158,12 @@ static void test_cross_entropy(void)
         a[2 * V + v] = v ? 0 : 17; /* one likely word, and many that only count together */
     targets[2] = 0;
     b = copy(a, M * V);
-    ops_blas.cross_entropy(pool, nll2, b, targets, M, V, 0);
+    fast->cross_entropy(pool, nll2, b, targets, M, V, 0);
     EXPECT(!memcmp(a, b, M * V * sizeof *a)); /* scoring leaves the logits */
     ops_ref.cross_entropy(pool, nll, a, targets, M, V, 0.25f);
     for (int m = 0; m < M; m++)
         EXPECT_NEAR(nll[m], nll2[m], 1e-6 * (1 + nll[m]));
-    ops_blas.cross_entropy(pool, nll2, b, targets, M, V, 0.25f);
+    fast->cross_entropy(pool, nll2, b, targets, M, V, 0.25f);
     for (int m = 0; m < M; m++)
         EXPECT_NEAR(nll[m], nll2[m], 1e-6 * (1 + nll[m]));
     EXPECT(close(a, b, M * V));
@@ -203,33 +205,46 @@ static void test_divergence(void)
     for (int m = 0; m < M; m++)
         teacher[m] = t + (M - 1 - m) * V; /* rows lie anywhere */
     ops_ref.divergence(pool, want, a, teacher, M, V, 0.25f);
-    ops_blas.divergence(pool, got, b, teacher, M, V, 0.25f);
+    fast->divergence(pool, got, b, teacher, M, V, 0.25f);
     EXPECT(close(a, b, M * V));
     for (int m = 0; m < M; m++)
         EXPECT_NEAR(got[m], want[m], 1e-6 * (1 + want[m]));
-    ops_blas.divergence(pool, got, t, (const float *const[]){t}, 1, V, 1);
+    fast->divergence(pool, got, t, (const float *const[]){t}, 1, V, 1);
     EXPECT_NEAR(got[0], 0, 1e-6);
     free(a), free(b), free(t);
 }
 
+static void test_table(enum ops_kind kind, uint32_t threads)
+{
+    struct err err;
+    rng_seed(&rng, threads);
+    if (!EXPECT_ST(ops_check(kind, &err), ST_OK, &err) || !EXPECT_ST(pool_new(threads, &pool, &err), ST_OK, &err))
+        return;
+    fast = ops_of(kind);
+    printf("  %s, %u threads\n", fast->name, threads);
+    RUN(test_products);
+    RUN(test_merge_and_bias);
+    RUN(test_norms_and_rope);
+    RUN(test_attention);
+    RUN(test_swiglu);
+    RUN(test_cross_entropy);
+    RUN(test_divergence);
+    pool_free(pool);
+}
+
 int main(void)
 {
-    hash_start();
     struct err err;
+    char text[256];
+    hash_start();
     for (uint32_t threads = 1; threads <= 3; threads++) {
-        rng_seed(&rng, threads);
-        EXPECT(ops_of(OPS_BLAS) == &ops_blas);
-        if (!EXPECT_ST(pool_new(threads, &pool, &err), ST_OK, &err))
-            return harness_end();
-        RUN(test_products);
-        RUN(test_merge_and_bias);
-        RUN(test_norms_and_rope);
-        RUN(test_attention);
-        RUN(test_swiglu);
-        RUN(test_cross_entropy);
-        RUN(test_divergence);
-        pool_free(pool);
+        test_table(OPS_BLAS, threads);
+        test_table(OPS_DNNL, threads); /* scripts/packages test brings libdnnl2 */
     }
+    EXPECT(ops_of(OPS_BLAS) == &ops_blas && ops_of(OPS_REF) == &ops_ref);
+    ops_describe(OPS_DNNL, text, sizeof text);
+    EXPECT(!strncmp(text, "dnnl oneDNN 2.", 14));
+    EXPECT_ST(ops_check((enum ops_kind)9, &err), ST_USAGE, &err);
     RUN(test_exp);
     RUN(test_shares_cover);
     EXPECT_ST(pool_new(0, &pool, &err), ST_USAGE, &err);
