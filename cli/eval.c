@@ -11,6 +11,7 @@ struct args {
     const char *base, *adapter;
     uint32_t seq, threads;
     unsigned backend;
+    bool exact;
 };
 
 static const struct option_row rows[] = {
@@ -20,6 +21,8 @@ static const struct option_row rows[] = {
            .no_env = true),
     OPTION(struct args, seq, OPTION_U32, "seq", 0, "N", "tokens of a window; each starts without context", .low = 2,
            .high = 65536, .why = "as a line's (settings)"),
+    OPTION(struct args, exact, OPTION_FLAG, "exact", 0, NULL,
+           "also count the chats whose answers it would give word for word (greedy)", .no_env = true),
     OPTION(struct args, threads, OPTION_U32, "threads", 't', "N", "0: the CPUs it may use", .low = 0, .high = 64,
            .why = "all that the scheduler or the control group gave it"),
     OPTION(struct args, backend, OPTION_CHOICE, "backend", 0, "blas|ref|dnnl",
@@ -52,6 +55,31 @@ static enum status score(struct evaluator *evaluator, const struct corpus *corpu
         progress_draw(&bar, at, corpus->n, "windows");
     }
     progress_end(&bar);
+    return st;
+}
+
+/* Chats are told by what is no target in them: their questions. One longer than a window counts window by window. */
+static bool is_chat(const struct sample *sample)
+{
+    for (uint32_t i = 0; i < sample->n_tokens; i++)
+        if (sample->mask && !sample->mask[i])
+            return true;
+    return false;
+}
+
+static enum status count_exact(struct evaluator *evaluator, const struct corpus *corpus, uint32_t path,
+                               uint64_t *answers, uint64_t *exact, struct err *err)
+{
+    enum status st = ST_OK;
+    for (size_t w = 0; w < corpus->n && st == ST_OK; w++) {
+        struct sample sample = corpus_sample(corpus, w);
+        bool same = false;
+        if (corpus->windows[w].path != path || !is_chat(&sample))
+            continue;
+        st = evaluator_exact(evaluator, &sample, &same, err);
+        ++*answers;
+        *exact += same;
+    }
     return st;
 }
 
@@ -104,6 +132,15 @@ static enum status run_eval(const struct options *o, const struct args *args, st
                 tokens += targets[w];
             }
         print_row(list, o->rest[i], sum, tokens);
+        if (args->exact) {
+            uint64_t answers = 0, exact = 0;
+            json_t *row = json_array_get(list, json_array_size(list) - 1);
+            st = count_exact(evaluator, &corpus, (uint32_t)i, &answers, &exact, err);
+            if (st != ST_OK)
+                goto done;
+            json_object_set_new(row, "answers", json_integer((json_int_t)answers));
+            json_object_set_new(row, "exact", json_integer((json_int_t)exact));
+        }
         all_nll += sum;
         all_tokens += tokens;
     }
@@ -136,7 +173,8 @@ int cmd_eval(int argc, char **argv)
         .usage = "--base PATH FILE|DIR...",
         .summary = "Mean loss per token (nats) of a base, with or without an adapter, on files.",
         .examples = "alluvium eval --base base.gguf held-out.jsonl\n"
-                    "alluvium eval --base base.gguf --adapter ./adapters/current held-out.jsonl general.txt",
+                    "alluvium eval --base base.gguf --adapter ./adapters/current held-out.jsonl general.txt\n"
+                    "alluvium eval --base base.gguf --adapter ./adapters/current --exact questions.jsonl",
         .rows = rows,
         .n_rows = sizeof rows / sizeof rows[0],
         .values = &args,

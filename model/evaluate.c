@@ -13,6 +13,7 @@ struct evaluator {
     struct transformer *transformer;
     float *block; /* the adapter */
     bool bare;
+    uint32_t vocab_size;
 };
 
 void evaluator_defaults(const struct adapter_shape *shape, struct evaluator_config *out)
@@ -61,6 +62,7 @@ enum status evaluator_new(const struct weights *weights, const struct evaluator_
     e->transformer = transformer;
     e->block = xcalloc(adapter_floats(&config->shape), sizeof *e->block);
     e->bare = true;
+    e->vocab_size = weights->arch.vocab_size;
     *out = e;
     return ST_OK;
 }
@@ -113,6 +115,46 @@ enum status evaluator_score(struct evaluator *evaluator, const struct sample *sa
     }
     free(sums);
     free(counts);
+    return st;
+}
+
+static bool likeliest(const float *logits, uint32_t n, uint32_t target)
+{
+    for (uint32_t v = 0; v < n; v++)
+        if (logits[v] > logits[target] || (logits[v] == logits[target] && v < target) || isnan(logits[v]))
+            return false;
+    return true;
+}
+
+enum status evaluator_exact(struct evaluator *evaluator, const struct sample *sample, bool *exact, struct err *err)
+{
+    enum { PIECE = 32 }; /* rows of logits at a time; an answer is seldom longer */
+    const uint32_t V = evaluator->vocab_size;
+    uint32_t rows[PIECE], n = 0;
+    struct packed packed;
+    bool same = true, any = false;
+    if (sample->n_tokens > evaluator->config.seq_max + 1)
+        return err_set(err, ST_LIMIT, "a sample of %u tokens, at most %u can be scored", sample->n_tokens,
+                       evaluator->config.seq_max + 1);
+    pack_samples(sample, 1, evaluator->config.rows_max, &packed);
+    enum status st = transformer_accepts(evaluator->transformer, &packed, err);
+    float *logits = xmalloc((size_t)PIECE * V * sizeof *logits);
+    for (uint32_t m = 0; st == ST_OK && same && m < packed.n_rows; m++) {
+        if (packed.mask[m])
+            rows[n++] = m;
+        if (n == PIECE || (n > 0 && m + 1 == packed.n_rows)) {
+            transformer_logits(evaluator->transformer, evaluator->bare ? NULL : evaluator->block, &packed, rows, n,
+                               logits);
+            for (uint32_t i = 0; i < n && same; i++)
+                same = likeliest(logits + (size_t)i * V, V, packed.targets[rows[i]]);
+            any = true;
+            n = 0;
+        }
+    }
+    free(logits);
+    packed_release(&packed);
+    if (st == ST_OK)
+        *exact = same && any;
     return st;
 }
 

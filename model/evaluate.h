@@ -6,6 +6,7 @@
 #ifndef MODEL_EVALUATE_H
 #define MODEL_EVALUATE_H
 
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
@@ -47,6 +48,10 @@ void evaluator_set_adapter(struct evaluator *evaluator, const float *block);
  * that is not finite. */
 enum status evaluator_score(struct evaluator *evaluator, const struct sample *samples, uint32_t n, double *nll,
                             uint32_t *targets, struct err *err);
+
+/* Would greedy decoding say it? True when every target is the likeliest token after the ones before it (the smallest id of
+ * several): exact-answer accuracy without generating. False for a sample without targets. Errors as evaluator_score(). */
+enum status evaluator_exact(struct evaluator *evaluator, const struct sample *sample, bool *exact, struct err *err);
 
 /* As trainer_fingerprint(). */
 void evaluator_fingerprint(const struct evaluator *evaluator, char *out, size_t size);

@@ -7,6 +7,7 @@
 #include "base/buf.h"
 #include "base/hash.h"
 #include "harness.h"
+#include "model/evaluate.h"
 #include "model/generate.h"
 #include "model/quant.h"
 #include "model/transformer.h"
@@ -167,6 +168,52 @@ static void test_draws(void)
     struct text two = {.stop_after = 2};
     EXPECT_ST(generate(&frozen, &shape, block, prompt, PROMPT, &options, take, &two, &err), ST_OK, &err);
     EXPECT_EQ(two.n, 2);
+}
+
+static void test_exact_is_what_greedy_says(void)
+{
+    struct generate_options options;
+    struct evaluator_config config;
+    struct evaluator *evaluator;
+    struct err err;
+    uint32_t all[PROMPT + NEW];
+    uint8_t mask[PROMPT + NEW] = {0};
+    bool exact = false;
+    generate_defaults(&options);
+    options.tokens_max = NEW;
+    options.temperature = 0;
+    options.ops = OPS_REF;
+    struct text text = run(&options, block);
+    memcpy(all, prompt, sizeof prompt);
+    memcpy(all + PROMPT, text.tokens, sizeof text.tokens);
+    memset(mask + PROMPT, 1, NEW);
+    evaluator_defaults(&shape, &config);
+    config.rows_max = config.seq_max = PROMPT + NEW;
+    config.ops = OPS_REF;
+    REQUIRE(EXPECT_ST(evaluator_new(weights, &config, &evaluator, &err), ST_OK, &err));
+    evaluator_set_adapter(evaluator, block);
+    struct sample sample = {all, mask, PROMPT + NEW};
+    EXPECT_ST(evaluator_exact(evaluator, &sample, &exact, &err), ST_OK, &err);
+    EXPECT(exact);
+    sample.mask = NULL; /* the prompt was not greedy */
+    EXPECT_ST(evaluator_exact(evaluator, &sample, &exact, &err), ST_OK, &err);
+    EXPECT(!exact);
+    sample.mask = mask;
+    exact = true;
+    all[PROMPT + NEW - 1] ^= 1; /* wrong in the very last word */
+    EXPECT_ST(evaluator_exact(evaluator, &sample, &exact, &err), ST_OK, &err);
+    EXPECT(!exact);
+    all[PROMPT + NEW - 1] ^= 1;
+    evaluator_set_adapter(evaluator, NULL); /* the base says something else */
+    EXPECT_ST(evaluator_exact(evaluator, &sample, &exact, &err), ST_OK, &err);
+    EXPECT(!exact);
+    memset(mask, 0, sizeof mask);
+    exact = true;
+    EXPECT_ST(evaluator_exact(evaluator, &sample, &exact, &err), ST_OK, &err);
+    EXPECT(!exact); /* nothing was asked */
+    sample.n_tokens = PROMPT + NEW + 2;
+    EXPECT_ST(evaluator_exact(evaluator, &sample, &exact, &err), ST_LIMIT, &err);
+    evaluator_free(evaluator);
 }
 
 static void test_refusals(void)
@@ -373,6 +420,7 @@ int main(void)
     RUN(test_loss_gained_on_own_text_is_the_divergence);
     RUN(test_quantised_products);
     RUN(test_the_file_and_its_expansion_agree);
+    RUN(test_exact_is_what_greedy_says);
     RUN(test_refusals);
     frozen_release(&frozen);
     weights_free(weights);
