@@ -177,18 +177,24 @@ void buf_put_str(struct buf *buf, const char *s)
     buf_put_blob(buf, s, strlen(s));
 }
 
+void buf_vprintf(struct buf *buf, const char *format, va_list args)
+{
+    va_list again;
+    va_copy(again, args);
+    int n = vsnprintf(NULL, 0, format, args);
+    CHECK(n >= 0);
+    buf_reserve(buf, (size_t)n + 1);
+    vsnprintf((char *)buf->data + buf->len, (size_t)n + 1, format, again);
+    va_end(again);
+    buf->len += (size_t)n;
+}
+
 void buf_printf(struct buf *buf, const char *format, ...)
 {
     va_list args;
     va_start(args, format);
-    int n = vsnprintf(NULL, 0, format, args);
+    buf_vprintf(buf, format, args);
     va_end(args);
-    CHECK(n >= 0);
-    buf_reserve(buf, (size_t)n + 1);
-    va_start(args, format);
-    vsnprintf((char *)buf->data + buf->len, (size_t)n + 1, format, args);
-    va_end(args);
-    buf->len += (size_t)n;
 }
 
 const char *buf_cstr(struct buf *buf)

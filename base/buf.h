@@ -9,6 +9,7 @@
 #ifndef BASE_BUF_H
 #define BASE_BUF_H
 
+#include <stdarg.h>
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
@@ -42,6 +43,7 @@ void buf_put_u64_be(struct buf *buf, uint64_t v);
 void buf_put_str(struct buf *buf, const char *s);                 /* u32 length, then the bytes, no NUL */
 void buf_put_blob(struct buf *buf, const void *data, size_t len); /* u32 length, then the bytes */
 void buf_printf(struct buf *buf, const char *format, ...) __attribute__((format(printf, 2, 3)));
+void buf_vprintf(struct buf *buf, const char *format, va_list args) __attribute__((format(printf, 2, 0)));
 const char *buf_cstr(struct buf *buf); /* NUL after the data (not counted); valid until the next write */
 struct bytes buf_bytes(const struct buf *buf);
 

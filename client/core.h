@@ -147,11 +147,16 @@ const char *push_refusal_text(Alv__Refusal reason);
  * tells the outcome with subscribe_answer(). Nothing is lost by that order, since versions are pulled by number.
  *
  * Verified before anything is kept (order after TUF, section 5): root certifies the release key for this line and for
- * now; the key signed each manifest; numbers rise without a gap; line and card stay the same; the parent's digest is
- * that of the manifest we know under the parent's number; the alias statement is signed, of this line, not older than
+ * now, with a serial that is not lower than one seen before; the key signed each manifest; numbers rise; line and card stay the
+ * same; the parent is a version we know, under that digest (so none can be left out but one that nothing is built on: after a
+ * restored backup numbers have a gap); the alias statement is signed, of this line, not older than
  * the newest one seen, and its entry has not expired. What was seen is saved before it is acted on, so a replayed older
  * state is refused after a restart too. A version below the one that is served is never swapped in: a rollback is a
  * new, higher number.
+ *
+ * A withdrawn version is never taken: who follows `latest` has the newest one that is not withdrawn, who follows another
+ * alias keeps what is in place until it is moved. One that is in place when it is withdrawn stays, as a problem that is
+ * reported: going back takes a new number. A tainted one is taken.
  *
  * A refusal changes nothing: what is served stays, the problem is reported (subscribe_view, Serving.error) and tried
  * again after a wait.
@@ -191,7 +196,7 @@ struct subscribe_effect { /* pointers are good until subscribe_answer() */
 
 struct subscribe_view {
     uint64_t newest;  /* highest verified number */
-    uint64_t wanted;  /* where the alias points */
+    uint64_t wanted;  /* where the alias points; for `latest` the newest one there that is not withdrawn */
     uint64_t current; /* swapped in */
     uint64_t served;  /* and the hook was content */
     bool has_wanted, has_current, has_served;

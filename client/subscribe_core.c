@@ -1,8 +1,8 @@
 /* The subscribe core. What is saved, little-endian:
  *
- *     "alluvium subscriber 1\0" | str line | 32 root key | 32 card digest | u64 alias sequence | u8 flags (1: there is a
- *     current version, 2: one was served) | u64 current | u64 served | u64 n | n * 32 digests of the manifests of
- *     versions 0 .. n-1 | 32 BLAKE2b-256 of all before
+ *     "alluvium subscriber 2\0" | str line | 32 root key | u64 serial of the release key's certificate | 32 card digest |
+ *     u64 alias sequence | u8 flags (1: there is a current version, 2: one was served) | u64 current | u64 served |
+ *     u64 n | n * (u64 number, rising from 0, 32 digest of its manifest) | 32 BLAKE2b-256 of all before
  */
 #include "client/core.h"
 
@@ -15,7 +15,7 @@
 #include "proto/codec.h"
 #include "proto/verbs.h"
 
-static const char state_magic[] = "alluvium subscriber 1"; /* with its NUL */
+static const char state_magic[] = "alluvium subscriber 2"; /* with its NUL */
 
 enum { RETRY_MS_MIN = 1000, QUICK_MS = 1000 /* an answer without news that came sooner: do not spin */ };
 
@@ -38,9 +38,12 @@ struct subscribe_core {
     uint64_t alias_seq;
     bool has_current, has_served;
     uint64_t current, served;
-    uint64_t n; /* versions known: 0 .. n-1 */
-    struct digest *digests;
-    uint64_t cap;
+    uint64_t cert_serial;
+    struct known { /* verified versions; numbers rise, with gaps where a line was restored from a backup */
+        uint64_t number;
+        struct digest digest;
+    } * known;
+    uint64_t n, cap;
     /* from the coordinator, verified, not saved */
     bool have_release, have_aliases;
     struct sign_public release;
@@ -75,6 +78,26 @@ struct subscribe_core {
     uint64_t problems;
 };
 
+enum { KNOWN_LEN = 8 + DIGEST_LEN };
+
+static const struct known *known_find(const struct subscribe_core *core, uint64_t number) /* NULL */
+{
+    uint64_t low = 0, high = core->n;
+    while (low < high) {
+        uint64_t mid = (low + high) / 2;
+        if (core->known[mid].number < number)
+            low = mid + 1;
+        else
+            high = mid;
+    }
+    return low < core->n && core->known[low].number == number ? &core->known[low] : NULL;
+}
+
+static uint64_t newest(const struct subscribe_core *core)
+{
+    return core->n ? core->known[core->n - 1].number : 0;
+}
+
 /* ---- state ----------------------------------------------------------------------------------------------------- */
 
 static void encode_state(const struct subscribe_core *core, struct buf *out)
@@ -84,13 +107,17 @@ static void encode_state(const struct subscribe_core *core, struct buf *out)
     buf_put(out, state_magic, sizeof state_magic);
     buf_put_str(out, core->config.line.s);
     buf_put(out, core->config.root.b, sizeof core->config.root.b);
+    buf_put_u64(out, core->cert_serial);
     buf_put(out, core->card.b, sizeof core->card.b);
     buf_put_u64(out, core->alias_seq);
     buf_put_u8(out, (uint8_t)(core->has_current | core->has_served << 1));
     buf_put_u64(out, core->current);
     buf_put_u64(out, core->served);
     buf_put_u64(out, core->n);
-    buf_put(out, core->digests, core->n * sizeof *core->digests);
+    for (uint64_t i = 0; i < core->n; i++) {
+        buf_put_u64(out, core->known[i].number);
+        buf_put(out, core->known[i].digest.b, DIGEST_LEN);
+    }
     hash_blake2b(out->data, out->len, &sum);
     buf_put(out, sum.b, sizeof sum.b);
 }
@@ -109,13 +136,14 @@ static enum status decode_state(struct subscribe_core *core, struct bytes state,
     read_raw(&r, sizeof state_magic);
     bool same = read_str(&r, line, sizeof line) && !strcmp(line, core->config.line.s);
     const uint8_t *root = read_raw(&r, sizeof core->config.root.b);
+    core->cert_serial = read_u64(&r);
     const uint8_t *card = read_raw(&r, sizeof core->card.b);
     core->alias_seq = read_u64(&r);
     uint8_t flags = read_u8(&r);
     core->current = read_u64(&r);
     core->served = read_u64(&r);
     core->n = read_u64(&r);
-    if (r.failed || core->n > SUBSCRIBE_VERSIONS_MAX || reader_left(&r) != core->n * sizeof *core->digests)
+    if (r.failed || core->n > SUBSCRIBE_VERSIONS_MAX || reader_left(&r) != core->n * KNOWN_LEN)
         return err_set(err, ST_CORRUPT, "the subscriber's state has the wrong length");
     if (!same || memcmp(root, core->config.root.b, sizeof core->config.root.b))
         return err_set(err, ST_CONFLICT,
@@ -125,8 +153,15 @@ static enum status decode_state(struct subscribe_core *core, struct bytes state,
     core->has_current = flags & 1;
     core->has_served = flags >> 1 & 1;
     core->cap = core->n;
-    core->digests = xmemdup(read_raw(&r, core->n * sizeof *core->digests), core->n * sizeof *core->digests);
-    if ((core->has_current && core->current >= core->n) || (core->has_served && core->served > core->current))
+    core->known = xcalloc(core->n, sizeof *core->known);
+    bool rising = true;
+    for (uint64_t i = 0; i < core->n; i++) {
+        core->known[i].number = read_u64(&r);
+        memcpy(core->known[i].digest.b, read_raw(&r, DIGEST_LEN), DIGEST_LEN);
+        rising = rising && (i ? core->known[i].number > core->known[i - 1].number : core->known[i].number == 0);
+    }
+    if (!rising || (core->has_current && !known_find(core, core->current)) ||
+        (core->has_served && core->served > core->current))
         return err_set(err, ST_CORRUPT, "the subscriber's state contradicts itself");
     return ST_OK;
 }
@@ -159,16 +194,28 @@ void subscribe_free(struct subscribe_core *core)
     manifest_release(&core->manifest);
     buf_release(&core->manifest_bytes);
     buf_release(&core->state);
-    free(core->digests);
+    free(core->known);
     free(core);
+}
+
+/* The version that the alias means. Nobody chose where `latest` points: there it is the newest one that is not withdrawn. */
+static uint64_t meant(const struct subscribe_core *core, const struct alias *alias)
+{
+    if (strcmp(alias->name.s, "latest") != 0 || !aliases_mark(&core->aliases, alias->version, MARK_WITHDRAWN))
+        return alias->version;
+    for (uint64_t i = core->n; i-- > 0;)
+        if (core->known[i].number < alias->version &&
+            !aliases_mark(&core->aliases, core->known[i].number, MARK_WITHDRAWN))
+            return core->known[i].number;
+    return alias->version;
 }
 
 void subscribe_view(const struct subscribe_core *core, struct subscribe_view *out)
 {
     const struct alias *alias = core->have_aliases ? aliases_find(&core->aliases, core->config.follow.s) : NULL;
     *out = (struct subscribe_view){
-        .newest = core->n ? core->n - 1 : 0,
-        .wanted = alias ? alias->version : 0,
+        .newest = newest(core),
+        .wanted = alias ? meant(core, alias) : 0,
         .current = core->current,
         .served = core->served,
         .has_wanted = alias != NULL,
@@ -178,7 +225,7 @@ void subscribe_view(const struct subscribe_core *core, struct subscribe_view *ou
         .text = core->text,
         .problems = core->problems,
     };
-    out->settled = alias && core->in_place && core->has_served && core->served == alias->version && !core->hook_text[0];
+    out->settled = alias && core->in_place && core->has_served && core->served == out->wanted && !core->hook_text[0];
 }
 
 /* ---- problems and waiting ---------------------------------------------------------------------------------------- */
@@ -215,12 +262,12 @@ static void save_then(struct subscribe_core *core, enum step after)
 
 /* ---- verification ------------------------------------------------------------------------------------------------ */
 
-/* Takes the next manifest into the chain of digests. */
+/* Takes the next manifest: a higher number, whose parent we know under the digest it names. */
 static enum status take_manifest(struct subscribe_core *core, const Alv__SignedManifest *signed_manifest,
                                  struct err *err)
 {
-    uint64_t number = core->n;
-    if (number == SUBSCRIBE_VERSIONS_MAX)
+    uint64_t number = signed_manifest->number;
+    if (core->n == SUBSCRIBE_VERSIONS_MAX)
         return err_set(err, ST_LIMIT, "more than %d versions", SUBSCRIBE_VERSIONS_MAX);
     const ProtobufCBinaryData *bytes = &signed_manifest->manifest, *signature = &signed_manifest->signature;
     struct manifest m;
@@ -230,17 +277,17 @@ static enum status take_manifest(struct subscribe_core *core, const Alv__SignedM
     if (st != ST_OK)
         return err_prefix(err, st, "version %llu", (unsigned long long)number);
     struct digest zero = {{0}};
-    const struct digest *parent = &zero;
-    if (number > 0 && m.parent < number)
-        parent = &core->digests[m.parent];
+    const struct known *parent = known_find(core, m.parent);
     const char *wrong = NULL;
-    if (m.number != number || signed_manifest->number != number)
-        wrong = "the numbers have a gap or go backwards";
+    if (m.number != number || (core->n ? number <= newest(core) : number != 0))
+        wrong = "the numbers go backwards, or do not begin with 0";
     else if (!name_eq(&m.line, &core->config.line))
         wrong = "it is of another line";
     else if ((number > 0 && m.parent >= number) || (number == 0 && m.parent != 0))
         wrong = "its parent is not an earlier version";
-    else if (!digest_eq(&m.parent_manifest, parent))
+    else if (number > 0 && !parent)
+        wrong = "its parent is a version that was not seen";
+    else if (!digest_eq(&m.parent_manifest, parent ? &parent->digest : &zero))
         wrong = "its parent is not the version we know under that number";
     else if (number > 0 && !digest_eq(&m.card, &core->card))
         wrong = "it is for another base model";
@@ -250,9 +297,10 @@ static enum status take_manifest(struct subscribe_core *core, const Alv__SignedM
         return err_set(err, ST_VERIFY, "version %llu: %s", (unsigned long long)number, wrong);
     if (core->n == core->cap) {
         core->cap = core->cap ? 2 * core->cap : 64;
-        core->digests = xrealloc_array(core->digests, core->cap, sizeof *core->digests);
+        core->known = xrealloc_array(core->known, core->cap, sizeof *core->known);
     }
-    manifest_digest(bytes->data, bytes->len, &core->digests[core->n++]);
+    core->known[core->n].number = number;
+    manifest_digest(bytes->data, bytes->len, &core->known[core->n++].digest);
     core->card = card;
     return ST_OK;
 }
@@ -295,10 +343,18 @@ static enum status take_watch(struct subscribe_core *core, const Alv__WatchReply
                                  reply->release_cert.len, wall_s, err);
     if (st != ST_OK)
         return st;
+    uint64_t serial = cert_serial(reply->release_cert.data);
+    if (serial < core->cert_serial)
+        return err_set(
+            err, ST_ROLLBACK,
+            "the release key of certificate %llu was replaced by that of certificate %llu, which was seen before",
+            (unsigned long long)serial, (unsigned long long)core->cert_serial);
+    *news = serial > core->cert_serial;
+    core->cert_serial = serial;
     core->release = release;
     core->have_release = true;
     for (size_t i = 0; i < reply->n_versions && core->n > 0; i++) {
-        if (reply->versions[i]->number < core->n)
+        if (reply->versions[i]->number <= newest(core))
             continue; /* of an answer to an earlier question; known, and not taken from here */
         st = take_manifest(core, reply->versions[i], err);
         if (st != ST_OK)
@@ -319,7 +375,7 @@ static enum status take_target(struct subscribe_core *core, const Alv__SignedMan
     const ProtobufCBinaryData *bytes = &signed_manifest->manifest, *signature = &signed_manifest->signature;
     struct digest digest;
     manifest_digest(bytes->data, bytes->len, &digest);
-    if (!digest_eq(&digest, &core->digests[core->target]))
+    if (!digest_eq(&digest, &known_find(core, core->target)->digest))
         return err_set(err, ST_VERIFY, "version %llu: this is not the manifest seen before under that number",
                        (unsigned long long)core->target);
     enum status st = manifest_verify(&core->release, bytes->data, bytes->len, signature->data, signature->len, err);
@@ -346,15 +402,17 @@ static enum status choose(const struct subscribe_core *core, uint64_t wall_s, ui
     if (!alias)
         return err_set(err, ST_NOT_FOUND, "the line has no alias \"%s\" yet (alluvium promote VERSION %s)", follow,
                        follow);
-    unsigned long long version = alias->version;
+    unsigned long long version = meant(core, alias);
     if (alias->expires_s && wall_s > alias->expires_s)
         return err_set(err, ST_ROLLBACK,
                        "what is known of \"%s\" has expired: the coordinator is silent, or its answers are held back",
                        follow);
-    if (version >= core->n)
+    if (!known_find(core, version))
         return err_set(err, ST_EMPTY, "version %llu is not known yet", version);
-    if (aliases_marked(&core->aliases, version, MARK_WITHDRAWN))
-        return err_set(err, ST_DENIED, "version %llu, where \"%s\" points, was withdrawn", version, follow);
+    const struct mark *mark = aliases_mark(&core->aliases, alias->version, MARK_WITHDRAWN);
+    if (mark && (version == alias->version || (core->has_current && version < core->current)))
+        return err_set(err, ST_DENIED, "version %llu, where \"%s\" points, was withdrawn%s%s",
+                       (unsigned long long)alias->version, follow, mark->reason[0] ? ": " : "", mark->reason);
     if (core->has_current && version < core->current)
         return err_set(err, ST_ROLLBACK,
                        "\"%s\" points back to version %llu while %llu is in place; going back takes a new number "
@@ -404,7 +462,7 @@ static void ask_watch(struct subscribe_core *core, uint64_t now_ms)
     if (again && core->hook_at_ms < now_ms + wait_ms)
         wait_ms = core->hook_at_ms > now_ms ? core->hook_at_ms - now_ms : 0;
     alv__watch__init(&core->watch);
-    core->watch.from = core->n ? core->n - 1 : 0;
+    core->watch.from = newest(core);
     core->watch.alias_seq = core->have_aliases ? core->alias_seq : 0;
     core->watch.wait_ms = (uint32_t)wait_ms;
     ask(core, VERB_WATCH, &core->watch.base);

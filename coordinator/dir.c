@@ -1,8 +1,6 @@
-/* Files of a line whose format is ours; integers little-endian.
+/* Files of a line whose format is ours (the signing keys: signing.c); integers little-endian.
  *
  *   line.json     {"format":1,"line":NAME,"rank":N,"alpha":N,"targets":N,"address":HOST,"port":N}
- *   root.key      64 bytes, ed25519 secret key        release.key   the same
- *   release.cert  32 bytes root public key, 32 bytes release public key, CERT_LEN bytes certificate (manifest.h)
  *   seed          16 bytes, then the first 8 bytes of their BLAKE2b-256: another seed would split and replay differently
  *   lock          the pid of who holds the flock, as text
  */
@@ -22,6 +20,7 @@
 
 #include "base/buf.h"
 #include "base/check.h"
+#include "coordinator/signing.h"
 #include "net/join.h"
 
 static const char UNFINISHED[] = "init-unfinished";
@@ -53,25 +52,24 @@ static enum status sync_dir(const char *path, struct err *err)
     return ST_OK;
 }
 
-static enum status write_file(const struct line_dir *dir, const char *name, const void *data, size_t len, unsigned mode,
-                              struct err *err)
+enum status line_dir_write(const struct line_dir *dir, const char *name, const void *data, size_t len, unsigned mode,
+                           struct err *err)
 {
     char path[DIR_PATH_SIZE];
     enum status st = line_dir_path(dir, name, path, err);
     return st ? st : file_write_durable(path, data, len, mode, err);
 }
 
-static enum status write_secret(const struct line_dir *dir, const char *name, const void *data, size_t len,
-                                struct err *err)
+enum status line_dir_write_secret(const struct line_dir *dir, const char *name, const void *data, size_t len,
+                                  struct err *err)
 {
     char path[DIR_PATH_SIZE];
     enum status st = line_dir_path(dir, name, path, err);
     return st ? st : secret_write(path, data, len, err);
 }
 
-/* A file of exactly `len` bytes. */
-static enum status read_exact(const struct line_dir *dir, const char *name, bool secret, void *out, size_t len,
-                              struct err *err)
+enum status line_dir_read(const struct line_dir *dir, const char *name, bool secret, void *out, size_t len,
+                          struct err *err)
 {
     char path[DIR_PATH_SIZE];
     struct buf b = {0};
@@ -169,7 +167,7 @@ static enum status begin(struct line_dir *dir, struct err *err)
     }
     st = check_empty(dir, err);
     if (!st)
-        st = write_file(dir, UNFINISHED, "", 0, 0600, err);
+        st = line_dir_write(dir, UNFINISHED, "", 0, 0600, err);
     return st;
 }
 
@@ -192,7 +190,7 @@ static enum status write_identity(const struct line_dir *dir, struct err *err)
     char *text = json_dumps(j, JSON_INDENT(2));
     json_decref(j);
     CHECK(text);
-    enum status st = write_file(dir, "line.json", text, strlen(text), 0644, err);
+    enum status st = line_dir_write(dir, "line.json", text, strlen(text), 0644, err);
     free(text);
     return st;
 }
@@ -209,7 +207,7 @@ static enum status write_settings(const struct line_dir *dir, struct err *err)
         settings_value(&dir->settings, info->name, value, sizeof value);
         buf_printf(&b, "\n# %s\n%s = %s\n", info->reason, info->name, value);
     }
-    enum status st = write_file(dir, "line.conf", b.data, b.len, 0644, err);
+    enum status st = line_dir_write(dir, "line.conf", b.data, b.len, 0644, err);
     buf_release(&b);
     return st;
 }
@@ -227,28 +225,8 @@ static enum status write_seed(struct line_dir *dir, struct err *err)
     uint8_t file[SEED_FILE_LEN];
     random_bytes(dir->seed.b, sizeof dir->seed.b);
     seal_seed(&dir->seed, file);
-    enum status st = write_secret(dir, "seed", file, sizeof file, err);
+    enum status st = line_dir_write_secret(dir, "seed", file, sizeof file, err);
     sodium_memzero(file, sizeof file);
-    return st;
-}
-
-static enum status write_signing_keys(struct line_dir *dir, struct err *err)
-{
-    struct sign_secret root;
-    sign_keypair(&dir->root, &root);
-    sign_keypair(&dir->release, &dir->release_secret);
-    cert_sign(&root, &dir->line, &dir->release, 0, dir->cert);
-    enum status st = write_secret(dir, "root.key", root.b, sizeof root.b, err);
-    sign_wipe(&root);
-    if (!st)
-        st = write_secret(dir, "release.key", dir->release_secret.b, sizeof dir->release_secret.b, err);
-    struct buf b = {0};
-    buf_put(&b, dir->root.b, sizeof dir->root.b);
-    buf_put(&b, dir->release.b, sizeof dir->release.b);
-    buf_put(&b, dir->cert, sizeof dir->cert);
-    if (!st)
-        st = write_file(dir, "release.cert", b.data, b.len, 0644, err);
-    buf_release(&b);
     return st;
 }
 
@@ -310,11 +288,11 @@ enum status line_dir_create(const struct coordinator_init_options *options, stru
     card_encode(&dir.card, &card);
     st = write_seed(&dir, err);
     if (!st)
-        st = write_file(&dir, "card.bin", card.data, card.len, 0644, err);
+        st = line_dir_write(&dir, "card.bin", card.data, card.len, 0644, err);
     if (!st)
         st = write_settings(&dir, err);
     if (!st)
-        st = write_signing_keys(&dir, err);
+        st = signing_create(&dir, err);
     if (!st)
         st = server_key_create(dir.path, &dir.server, err);
     if (!st)
@@ -400,27 +378,10 @@ static enum status read_settings(struct line_dir *dir, struct err *err)
     return st;
 }
 
-static enum status read_signing_keys(struct line_dir *dir, struct err *err)
-{
-    uint8_t file[2 * SIGN_PUBLIC_LEN + CERT_LEN];
-    enum status st = read_exact(dir, "release.cert", false, file, sizeof file, err);
-    if (st)
-        return st;
-    memcpy(dir->root.b, file, SIGN_PUBLIC_LEN);
-    memcpy(dir->release.b, file + SIGN_PUBLIC_LEN, SIGN_PUBLIC_LEN);
-    memcpy(dir->cert, file + 2 * SIGN_PUBLIC_LEN, CERT_LEN);
-    st = read_exact(dir, "release.key", true, dir->release_secret.b, SIGN_SECRET_LEN, err);
-    if (st)
-        return st;
-    if (!sign_is_pair(&dir->release_secret, &dir->release))
-        return err_set(err, ST_CONFIG, "%s: release.key is not the key that release.cert certifies", dir->path);
-    return cert_verify(&dir->root, &dir->line, &dir->release, dir->cert, CERT_LEN, 0, err);
-}
-
 static enum status read_seed(struct line_dir *dir, struct err *err)
 {
     uint8_t file[SEED_FILE_LEN], sound[SEED_FILE_LEN];
-    enum status st = read_exact(dir, "seed", true, file, sizeof file, err);
+    enum status st = line_dir_read(dir, "seed", true, file, sizeof file, err);
     if (st)
         return st;
     memcpy(dir->seed.b, file, SIP_KEY_LEN);
@@ -460,7 +421,7 @@ enum status line_dir_open(const char *path, struct line_dir *out, struct err *er
     if (!st)
         st = read_seed(&dir, err);
     if (!st)
-        st = read_signing_keys(&dir, err);
+        st = signing_read(&dir, err);
     if (!st)
         st = server_key_read(dir.path, &dir.server, err);
     if (st)
@@ -470,7 +431,7 @@ enum status line_dir_open(const char *path, struct line_dir *out, struct err *er
     return st;
 }
 
-enum status line_dir_where(const char *path, char address[LIMIT_HOST_BYTES + 1], uint16_t *port, struct err *err)
+enum status line_dir_identity(const char *path, struct line_dir *out, struct err *err)
 {
     struct line_dir dir = {.lock_fd = -1};
     if (snprintf(dir.path, sizeof dir.path, "%s", path) >= (int)sizeof dir.path)
@@ -478,6 +439,15 @@ enum status line_dir_where(const char *path, char address[LIMIT_HOST_BYTES + 1],
     if (!exists(&dir, "line.json"))
         return err_set(err, ST_NOT_FOUND, "%s holds no line; `alluvium init` makes one", path);
     enum status st = read_identity(&dir, err);
+    if (!st)
+        *out = dir;
+    return st;
+}
+
+enum status line_dir_where(const char *path, char address[LIMIT_HOST_BYTES + 1], uint16_t *port, struct err *err)
+{
+    struct line_dir dir;
+    enum status st = line_dir_identity(path, &dir, err);
     if (!st) {
         snprintf(address, LIMIT_HOST_BYTES + 1, "%s", dir.address);
         *port = dir.port;

@@ -47,11 +47,23 @@ enum status line_dir_finish(struct line_dir *dir, struct err *err);
 enum status line_dir_open(const char *path, struct line_dir *out, struct err *err);
 void line_dir_close(struct line_dir *dir); /* zeroed is fine */
 
-/* Where peers find the line of a directory that may be in use: reads line.json, locks nothing. ST_NOT_FOUND: no line. */
+/* Of a directory that may be in use: reads line.json (path, name, address, port, the shape's numbers), locks nothing and holds
+ * no secret. ST_NOT_FOUND: no line. */
+enum status line_dir_identity(const char *path, struct line_dir *out, struct err *err);
+/* Where peers find it. */
 enum status line_dir_where(const char *path, char address[LIMIT_HOST_BYTES + 1], uint16_t *port, struct err *err);
 
 /* "PATH/name"; ST_LIMIT when too long. */
 enum status line_dir_path(const struct line_dir *dir, const char *name, char out[DIR_PATH_SIZE], struct err *err);
+
+/* One file of the directory. Writing is durable and replaces it whole; reading takes exactly `len` bytes (else ST_CONFIG), of a
+ * secret only when nobody else can read it. */
+enum status line_dir_write(const struct line_dir *dir, const char *name, const void *data, size_t len, unsigned mode,
+                           struct err *err);
+enum status line_dir_write_secret(const struct line_dir *dir, const char *name, const void *data, size_t len,
+                                  struct err *err);
+enum status line_dir_read(const struct line_dir *dir, const char *name, bool secret, void *out, size_t len,
+                          struct err *err);
 
 void line_dir_core_config(const struct line_dir *dir, struct core_config *out); /* holds the secrets too: wipe it */
 

@@ -90,6 +90,22 @@ static enum status add_ranges(const struct state_version *version, struct buf *r
     return ST_OK;
 }
 
+enum status facts_near_version(struct db *db, uint64_t from, bool back, uint64_t *number, struct err *err)
+{
+    struct bytes key, value;
+    struct state_key at = key_u64('m', from), end = key_u64('m', back ? 0 : UINT64_MAX);
+    if (back)
+        at.b[at.len++] = 0; /* the bound is exclusive: just behind */
+    struct db_iter *iter =
+        db_iter_open(db, FAMILY_VERSIONS, (struct bytes){back ? end.b : at.b, back ? end.len : at.len},
+                     (struct bytes){back ? at.b : end.b, back ? at.len : end.len}, back);
+    enum status st = db_iter_next(iter, &key, &value, err);
+    if (!st && !key_read_u64(key, number))
+        st = undecodable("version", err);
+    db_iter_close(&iter);
+    return st;
+}
+
 /* Walks from the newest version to its parents until `number`; what was trained on the way is collected. */
 static enum status walk_back(struct db *db, uint64_t newest, uint64_t number, struct facts *facts, struct err *err)
 {

@@ -30,4 +30,8 @@ enum status facts_domain(struct db *db, const char *name, struct domain_id *out,
 enum status facts_version(struct db *db, uint64_t number, struct buf *value, struct state_version *out,
                           struct err *err);
 
+/* The number of the version at or after `from`, or with `back` at or before it: numbers have gaps where the line was restored.
+ * ST_EMPTY: there is none. */
+enum status facts_near_version(struct db *db, uint64_t from, bool back, uint64_t *number, struct err *err);
+
 #endif

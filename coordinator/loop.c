@@ -9,6 +9,7 @@
  * and when that reports a group durable, let the core's replies go. So the disk syncs one group while the next one is
  * decided, and the busier it is, the larger the groups.
  */
+#include "coordinator/backup.h"
 #include "coordinator/coordinator.h"
 
 #include <errno.h>
@@ -38,6 +39,7 @@
 #include "coordinator/purge.h"
 #include "coordinator/report.h"
 #include "coordinator/roots.h"
+#include "coordinator/signing.h"
 #include "coordinator/streamlog.h"
 #include "net/endpoint.h"
 #include "net/zap.h"
@@ -170,6 +172,19 @@ static struct report_source source_of(const struct loop *l)
         .core = l->core, .log = l->log, .dir = &l->dir, .history = l->history, .now_ms = clock_ms()};
 }
 
+/* Pushes wait while it is made: some hundred milliseconds, mostly of writing out what is in memory. */
+static enum status snapshot(struct loop *l, struct report_reply *out, struct err *err)
+{
+    double start = clock_s();
+    enum status st = backup_snapshot(&l->dir, streamlog_db(l->log), l->blobs, err);
+    if (st)
+        return st;
+    log_info("coordinator", "snapshot for a backup seconds=%.2f", clock_s() - start);
+    alv__control_reply__init(&out->control);
+    out->control.json = out->json = xstrdup("{\"snapshot\":\"" BACKUP_SNAPSHOT "\"}");
+    return ST_OK;
+}
+
 /* What the shell answers from disk and snapshot; false: it is the core's. */
 static bool answer_here(struct loop *l, const struct incoming *in)
 {
@@ -177,7 +192,9 @@ static bool answer_here(struct loop *l, const struct incoming *in)
     struct report_source source = source_of(l);
     struct report_reply r = {0};
     enum status st;
-    if (in->verb == VERB_CONTROL && report_answers((const Alv__Control *)in->message))
+    if (in->verb == VERB_CONTROL && ((const Alv__Control *)in->message)->verb == ALV__CONTROL_VERB__CONTROL_BACKUP)
+        st = snapshot(l, &r, &err);
+    else if (in->verb == VERB_CONTROL && report_answers((const Alv__Control *)in->message))
         st = report_control(&source, (const Alv__Control *)in->message, &r, &err);
     else if (in->verb == VERB_MANIFEST_GET)
         st = report_manifest(&source, (const Alv__ManifestGet *)in->message, &r, &err);
@@ -390,6 +407,17 @@ static enum status open_fds(struct loop *l, struct err *err)
     return ST_OK;
 }
 
+static enum status drop_stale_snapshot(struct loop *l, struct err *err)
+{
+    int lock;
+    enum status st = backup_begin(l->dir.path, &lock, err);
+    if (!st)
+        st = backup_snapshot_drop(l->dir.path, err);
+    if (lock >= 0)
+        close(lock);
+    return st == ST_CONFLICT ? ST_OK : st; /* it is being copied */
+}
+
 static enum status open_disk(struct loop *l, struct err *err)
 {
     char db[DIR_PATH_SIZE], witness[DIR_PATH_SIZE], blobs[DIR_PATH_SIZE];
@@ -407,6 +435,13 @@ static enum status open_disk(struct loop *l, struct err *err)
         st = blob_store_open(blobs, l->options.reserve_bytes, &l->blobs, err);
     if (!st)
         st = streamlog_open(db, witness, l->options.reserve_bytes, false, &l->log, err);
+    uint64_t renewed = 0;
+    if (!st)
+        st = signing_renew(l->log, &l->dir, clock_wall_s(), &renewed, err);
+    if (!st && renewed)
+        log_info("coordinator", "signed anew with the present release key versions=%llu", (unsigned long long)renewed);
+    if (!st) /* of a backup that was not finished: it would keep what is deleted */
+        st = drop_stale_snapshot(l, err);
     l->roots = roots_new();
     if (!st)
         st = roots_load(l->roots, streamlog_db(l->log), err);

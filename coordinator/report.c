@@ -141,19 +141,17 @@ enum status report_watch(const struct report_source *source, const Alv__Watch *w
                          struct err *err)
 {
     const struct line_dir *dir = source->dir;
-    uint64_t newest = report_newest(source->core);
     size_t n = 0;
     out->items = xcalloc(LIMIT_WATCH_VERSIONS, sizeof *out->items);
     out->pointers = xcalloc(LIMIT_WATCH_VERSIONS, sizeof *out->pointers);
     enum status st = ST_OK;
-    while (!st && n < LIMIT_WATCH_VERSIONS && watch->from + 1 + n <= newest &&
-           out->bytes.len < 2 * LIMIT_MANIFEST_BYTES) {
-        st = read_signed(source, watch->from + 1 + n, &out->bytes, &out->items[n], err);
+    for (uint64_t at = watch->from; !st && n < LIMIT_WATCH_VERSIONS && out->bytes.len < 2 * LIMIT_MANIFEST_BYTES;) {
+        st = facts_near_version(streamlog_db(source->log), at + 1, false, &at, err);
+        if (!st)
+            st = read_signed(source, at, &out->bytes, &out->items[n], err);
         n += !st;
     }
-    if (st == ST_NOT_FOUND && n) /* the newest is not committed yet: it comes with the next watch */
-        st = ST_OK;
-    if (st)
+    if (st && st != ST_EMPTY) /* the end; the newest may not be committed yet: it comes with the next watch */
         return st;
     fix(out->items, n, &out->bytes);
     for (size_t i = 0; i < n; i++)

@@ -215,6 +215,17 @@ enum status streamlog_commit(struct streamlog *log, struct err *err)
     return log->open.n ? commit_group(log, &log->open, err) : ST_OK;
 }
 
+enum status streamlog_amend(struct streamlog *log, struct batch *batch, struct err *err)
+{
+    struct state_key key = key_plain('s'); /* the core's own count of steps */
+    struct buf seq = {0};
+    buf_put_u64(&seq, log->open.last_seq + 1);
+    batch_put(batch, FAMILY_META, key.b, key.len, seq.data, seq.len);
+    streamlog_append(log, log->open.last_seq + 1, batch);
+    buf_release(&seq);
+    return streamlog_commit(log, err);
+}
+
 /* Waits a little for space; false when told to stop. */
 static bool wait_for_space(struct streamlog *log)
 {

@@ -33,6 +33,10 @@ struct db *streamlog_db(struct streamlog *log);
 /* Feeds the core what it wants to have in memory (core_load_next). */
 enum status streamlog_load(struct streamlog *log, struct core *core, struct err *err);
 
+/* Commits `batch` (which is left empty) as a step of its own, before a core is loaded: for what is changed while nobody
+ * decides. Statuses of streamlog_commit(). */
+enum status streamlog_amend(struct streamlog *log, struct batch *batch, struct err *err);
+
 /* Takes the operations of `batch` (which is left empty) into the open group. Seqs are dense: the first one after
  * opening follows the database's. */
 void streamlog_append(struct streamlog *log, uint64_t seq, struct batch *batch);

@@ -122,33 +122,40 @@ static enum status state_of(struct db *db, const struct leases *leases, struct d
 
 /* ---- which versions saw a version's data --------------------------------------------------------------------------- */
 
+static int by_number(const void *a, const void *b)
+{
+    uint64_t x = *(const uint64_t *)a, y = *(const uint64_t *)b;
+    return x < y ? -1 : x > y;
+}
+
 /* `version` and its descendants, ascending; true when there are more than SEEN_MAX to look at. */
 static enum status descendants(struct db *db, uint64_t version, uint64_t newest, json_t **out, bool *more,
                                struct err *err)
 {
     struct buf value = {0};
     struct state_version *v = xmalloc(sizeof *v);
-    uint64_t n = newest >= version ? newest - version + 1 : 0;
-    *more = n > SEEN_MAX;
-    n = *more ? SEEN_MAX : n;
-    bool *has = xcalloc((size_t)n + 1, sizeof *has);
+    uint64_t *has = xcalloc(SEEN_MAX, sizeof *has), at = version;
+    size_t n = 0, looked = 0;
     json_t *list = json_array();
     enum status st = ST_OK;
-    for (uint64_t i = 0; !st && i < n; i++) {
-        if (i)
-            st = facts_version(db, version + i, &value, v, err);
-        has[i] = !st && (i == 0 || (v->parent >= version && v->parent < version + i && has[v->parent - version]));
-        if (has[i])
-            json_array_append_new(list, json_count(version + i));
+    for (; at <= newest && looked < SEEN_MAX && !(st = facts_near_version(db, at, false, &at, err)); at++, looked++) {
+        st = facts_version(db, at, &value, v, err);
+        if (st)
+            break;
+        if (at != version && !bsearch(&v->parent, has, n, sizeof *has, by_number))
+            continue;
+        has[n++] = at;
+        json_array_append_new(list, json_count(at));
     }
+    *more = !st && at <= newest;
     free(has);
     free(v);
     buf_release(&value);
-    if (st)
+    if (st && st != ST_EMPTY)
         json_decref(list);
     else
         *out = list;
-    return st;
+    return st == ST_EMPTY ? ST_OK : st;
 }
 
 static enum status add_run(struct db *db, uint64_t newest, json_t *runs, uint64_t first, uint64_t count, bool probe,
@@ -232,12 +239,6 @@ static enum status copies(struct db *db, const struct leases *leases, uint64_t n
     }
     db_iter_close(&iter);
     return st == ST_EMPTY ? ST_OK : st;
-}
-
-static int by_number(const void *a, const void *b)
-{
-    uint64_t x = *(const uint64_t *)a, y = *(const uint64_t *)b;
-    return x < y ? -1 : x > y;
 }
 
 /* All versions that any of the places names, ascending, each once. */
@@ -458,17 +459,37 @@ static enum status add_version(struct db *db, uint64_t number, struct ranges *r,
     return st;
 }
 
-static json_t *ranges_json(struct ranges *r)
+/* A domain's name, for people; null when it cannot be read. */
+static json_t *name_json(struct db *db, struct domain_id domain)
 {
-    json_t *list = json_array();
+    struct buf b = {0};
+    struct state_domain *d = xmalloc(sizeof *d);
+    struct state_key key = key_u16('d', domain.v);
+    json_t *name = NULL;
+    if (!db_get(db, FAMILY_META, key.b, key.len, &b, NULL) && state_domain_get(buf_bytes(&b), d))
+        name = json_string(d->name.s);
+    free(d);
+    buf_release(&b);
+    return name ? name : json_null();
+}
+
+static json_t *ranges_json(struct db *db, struct ranges *r)
+{
+    json_t *list = json_array(), *name = NULL;
     tidy(r);
     for (size_t i = 0; i < r->n; i++) {
         json_t *j = json_object();
+        if (!i || r->items[i].domain.v != r->items[i - 1].domain.v) {
+            json_decref(name);
+            name = name_json(db, r->items[i].domain);
+        }
         json_object_set_new(j, "domain", json_count(r->items[i].domain.v));
+        json_object_set(j, "name", name);
         json_object_set_new(j, "first", json_count(r->items[i].first));
         json_object_set_new(j, "count", json_count(r->items[i].count));
         json_array_append_new(list, j);
     }
+    json_decref(name);
     return list;
 }
 
@@ -497,8 +518,8 @@ static enum status trace_version(const struct report_source *source, uint64_t nu
         *out = json_object();
         json_object_set_new(*out, "version", json_count(number));
         json_object_set(*out, "ancestors", ancestors);
-        json_object_set_new(*out, "direct", ranges_json(&direct));
-        json_object_set_new(*out, "inherited", ranges_json(&inherited));
+        json_object_set_new(*out, "direct", ranges_json(db, &direct));
+        json_object_set_new(*out, "inherited", ranges_json(db, &inherited));
         json_object_set_new(*out, "complete", json_boolean(!at || inherited.n < RANGES_MAX));
     }
     json_decref(ancestors);

@@ -88,6 +88,16 @@ static json_t *alias_names(const struct aliases *aliases, uint64_t number)
     return names;
 }
 
+/* "withdrawn": is it?, and "withdrawn_reason"; likewise tainted. */
+static void add_mark(const struct aliases *aliases, uint64_t number, enum mark_kind kind, json_t *j)
+{
+    const struct mark *mark = aliases_mark(aliases, number, kind);
+    char key[32];
+    json_object_set_new(j, mark_name(kind), json_boolean(mark));
+    snprintf(key, sizeof key, "%s_reason", mark_name(kind));
+    json_object_set_new(j, key, mark && mark->reason[0] ? json_string(mark->reason) : json_null());
+}
+
 static json_t *file_json(const struct manifest_file *f)
 {
     static const char *const kinds[] = {"", "peft", "gguf", "state"};
@@ -137,8 +147,8 @@ static enum status version_json(const struct report_source *source, const struct
     json_object_set_new(j, "gated", json_boolean(!(m->flags & MANIFEST_UNGATED)));
     json_object_set_new(j, "partial", json_boolean(m->flags & MANIFEST_PARTIAL));
     json_object_set_new(j, "aliases", alias_names(aliases, number));
-    json_object_set_new(j, "withdrawn", json_boolean(aliases_marked(aliases, number, MARK_WITHDRAWN)));
-    json_object_set_new(j, "tainted", json_boolean(aliases_marked(aliases, number, MARK_TAINTED)));
+    add_mark(aliases, number, MARK_WITHDRAWN, j);
+    add_mark(aliases, number, MARK_TAINTED, j);
     json_object_set_new(j, "verdict", json_string(m->verdict));
     json_object_set_new(j, "step_factor", json_number(m->step_factor));
     json_object_set_new(j, "averaging_error", json_number(m->averaging_error));
@@ -199,7 +209,9 @@ enum status report_versions(const struct report_source *source, const Alv__Contr
         end = control->number;
     for (; !st && n && end; n--) {
         json_t *j;
-        st = version_json(source, aliases, --end, &j, err);
+        st = facts_near_version(db, end - 1, true, &end, err);
+        if (!st)
+            st = version_json(source, aliases, end, &j, err);
         if (!st)
             json_array_append_new(list, j);
     }

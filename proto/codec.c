@@ -145,7 +145,7 @@ static const struct rule rules[] = {
     {OF(watch_reply), "versions", COUNT, 0, LIMIT_WATCH_VERSIONS, 0},
     {OF(watch_reply), "aliases", PART, 0, 1, 0},
     {OF(watch_reply), "release_key", MAYBE(32)},
-    {OF(watch_reply), "release_cert", MAYBE(72)},
+    {OF(watch_reply), "release_cert", MAYBE(80)},
     {OF(serving), "target", SMALL_TEXT},
     {OF(serving), "error", SMALL_TEXT},
     {OF(control), "verb", ENUM, 1, 0, 0},

@@ -18,11 +18,11 @@
  *
  * and of an alias statement:
  *
- *   8       "ALVALIA1"
+ *   8       "ALVALIA2"
  *   name    line
  *   u64     sequence;  u64 created
  *   u8      number of aliases, then each: name, u64 version, u64 expires                    ascending name
- *   u32     number of marks, then each: u64 version, u8 kind                                ascending
+ *   u32     number of marks, then each: u64 version, u8 kind, name reason (UTF-8)           ascending
  */
 #include "proto/manifest.h"
 
@@ -33,7 +33,7 @@
 #include "base/hash.h"
 #include "proto/record.h"
 
-static const char manifest_magic[8] = "ALVMANI1", aliases_magic[8] = "ALVALIA1";
+static const char manifest_magic[8] = "ALVMANI1", aliases_magic[8] = "ALVALIA2";
 
 enum {
     RANGE_LEN = 14,
@@ -46,7 +46,8 @@ static_assert(RANGE_LEN * MANIFEST_RANGES_MAX + LEASE_LEN * MANIFEST_LEASES_MAX 
                       4096 <
                   LIMIT_MANIFEST_BYTES,
               "the largest manifest keeps to its limit");
-static_assert(9 * MARKS_MAX + 80 * ALIASES_MAX + 256 < LIMIT_MANIFEST_BYTES, "and the largest alias statement");
+static_assert((10 + MARK_REASON_MAX) * MARKS_MAX + 80 * ALIASES_MAX + 256 < LIMIT_MANIFEST_BYTES,
+              "and the largest alias statement");
 
 /* ---- the rules, asked of what is encoded and of what was decoded */
 
@@ -401,6 +402,8 @@ static enum status aliases_check(const struct aliases *a, struct err *err)
         const struct mark *now = &a->marks[i], *before = i ? now - 1 : NULL;
         if (now->kind != MARK_WITHDRAWN && now->kind != MARK_TAINTED)
             return err_set(err, ST_BAD_DATA, "aliases: unknown mark");
+        if (!memchr(now->reason, 0, sizeof now->reason) || !utf8_valid(now->reason, strlen(now->reason)))
+            return err_set(err, ST_BAD_DATA, "aliases: a mark's reason is not UTF-8");
         if (before &&
             (before->version > now->version || (before->version == now->version && before->kind >= now->kind)))
             return err_set(err, ST_BAD_DATA, "aliases: marks are out of order");
@@ -427,6 +430,7 @@ enum status aliases_encode(const struct aliases *a, struct buf *out, struct err 
     for (uint32_t i = 0; i < a->n_marks; i++) {
         buf_put_u64(out, a->marks[i].version);
         buf_put_u8(out, (uint8_t)a->marks[i].kind);
+        put_name(out, a->marks[i].reason);
     }
     return ST_OK;
 }
@@ -447,11 +451,12 @@ enum status aliases_decode(const void *data, size_t len, struct aliases *out, st
         a.aliases[i].version = read_u64(&r);
         a.aliases[i].expires_s = read_u64(&r);
     }
-    a.n_marks = get_count(&r, read_u32(&r), MARKS_MAX, 9);
+    a.n_marks = get_count(&r, read_u32(&r), MARKS_MAX, 10);
     a.marks = xcalloc(a.n_marks, sizeof *a.marks);
     for (uint32_t i = 0; i < a.n_marks; i++) {
         a.marks[i].version = read_u64(&r);
         a.marks[i].kind = (enum mark_kind)read_u8(&r);
+        get_text(&r, a.marks[i].reason, sizeof a.marks[i].reason);
     }
     if (!reader_done(&r))
         st = err_set(err, ST_BAD_DATA, "aliases of %zu bytes are malformed near offset %zu", len, r.at);
@@ -480,10 +485,15 @@ const struct alias *aliases_find(const struct aliases *a, const char *name)
     return NULL;
 }
 
-bool aliases_marked(const struct aliases *a, uint64_t version, enum mark_kind kind)
+const struct mark *aliases_mark(const struct aliases *a, uint64_t version, enum mark_kind kind)
 {
     for (uint32_t i = 0; i < a->n_marks; i++)
         if (a->marks[i].version == version && a->marks[i].kind == kind)
-            return true;
-    return false;
+            return &a->marks[i];
+    return NULL;
+}
+
+const char *mark_name(enum mark_kind kind)
+{
+    return kind == MARK_WITHDRAWN ? "withdrawn" : "tainted";
 }

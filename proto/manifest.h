@@ -25,11 +25,12 @@ enum {
     MANIFEST_RANGES_MAX = 32 * 1024, /* over all leases */
     MANIFEST_TEXT_MAX = 255,
     ALIASES_MAX = 64,
-    MARKS_MAX = 16 * 1024,
+    MARKS_MAX = 4096,
+    MARK_REASON_MAX = 200,
     SIGN_PUBLIC_LEN = 32,
     SIGN_SECRET_LEN = 64,
     SIGNATURE_LEN = 64,
-    CERT_LEN = 8 + SIGNATURE_LEN,
+    CERT_LEN = 8 + 8 + SIGNATURE_LEN,
 };
 
 enum file_kind { FILE_PEFT = 1, FILE_GGUF = 2, FILE_STATE = 3 /* training state, when it is not the weights */ };
@@ -118,9 +119,13 @@ struct alias {
     uint64_t expires_s; /* Unix time after which a subscriber calls it frozen; 0: never */
 };
 
-struct mark { /* on a version that stays a fact but should not be served */
+/* A version stays a fact whatever is said of it. Withdrawn: it must not be taken into service any more; a subscriber that has
+ * it in place keeps it until a higher number comes. Tainted: something in it should not be (a retracted record, a doubtful
+ * source); people are told, programs go on. */
+struct mark {
     uint64_t version;
     enum mark_kind kind;
+    char reason[MARK_REASON_MAX + 1]; /* UTF-8, for people; may be empty */
 };
 
 struct aliases {
@@ -136,8 +141,9 @@ struct aliases {
 enum status aliases_encode(const struct aliases *a, struct buf *out, struct err *err);
 enum status aliases_decode(const void *data, size_t len, struct aliases *out, struct err *err);
 void aliases_release(struct aliases *a);
-const struct alias *aliases_find(const struct aliases *a, const char *name); /* NULL */
-bool aliases_marked(const struct aliases *a, uint64_t version, enum mark_kind kind);
+const struct alias *aliases_find(const struct aliases *a, const char *name);                     /* NULL */
+const struct mark *aliases_mark(const struct aliases *a, uint64_t version, enum mark_kind kind); /* NULL */
+const char *mark_name(enum mark_kind kind);
 
 /* ---- signatures: Ed25519 (RFC 8032) over context | bytes */
 
@@ -154,10 +160,12 @@ void sign_keypair(struct sign_public *public_key, struct sign_secret *secret);
 bool sign_is_pair(const struct sign_secret *secret, const struct sign_public *public_key);
 void sign_wipe(struct sign_secret *secret);
 
-/* Root says: this key releases for this line until not_after_s (Unix time; 0: no end). cert = u64 not_after | signature
- * over "alluvium release key 1\0" | u8 length | line | u64 not_after | key. */
+/* Root says: this key releases for this line until not_after_s (Unix time; 0: no end), and no certificate with a lower serial
+ * counts any more. cert = u64 serial | u64 not_after | signature over
+ * "alluvium release key 2\0" | u8 length | line | u64 serial | u64 not_after | key. */
 void cert_sign(const struct sign_secret *root, const struct name *line, const struct sign_public *release,
-               uint64_t not_after_s, uint8_t cert[CERT_LEN]);
+               uint64_t serial, uint64_t not_after_s, uint8_t cert[CERT_LEN]);
+uint64_t cert_serial(const uint8_t cert[CERT_LEN]); /* of one that verifies */
 /* ST_VERIFY; also when now_s is past the end. */
 enum status cert_verify(const struct sign_public *root, const struct name *line, const struct sign_public *release,
                         const void *cert, size_t cert_len, uint64_t now_s, struct err *err);

@@ -9,7 +9,7 @@ static_assert(SIGN_PUBLIC_LEN == crypto_sign_PUBLICKEYBYTES && SIGN_SECRET_LEN =
                   SIGNATURE_LEN == crypto_sign_BYTES,
               "libsodium's Ed25519");
 
-static const char cert_context[] = "alluvium release key 1";
+static const char cert_context[] = "alluvium release key 2";
 static const char manifest_context[] = "alluvium manifest 1";
 static const char aliases_context[] = "alluvium aliases 1";
 
@@ -60,26 +60,35 @@ static enum status verify_in(const char *context, size_t context_size, const str
     return wrong ? err_set(err, ST_VERIFY, "%s: the signature does not verify", what) : ST_OK;
 }
 
-static struct buf cert_statement(const struct name *line, uint64_t not_after_s, const struct sign_public *release)
+static struct buf cert_statement(const struct name *line, uint64_t serial, uint64_t not_after_s,
+                                 const struct sign_public *release)
 {
     struct buf b = {0};
     size_t len = strlen(line->s);
     buf_put_u8(&b, (uint8_t)len);
     buf_put(&b, line->s, len);
+    buf_put_u64(&b, serial);
     buf_put_u64(&b, not_after_s);
     buf_put(&b, release->b, SIGN_PUBLIC_LEN);
     return b;
 }
 
 void cert_sign(const struct sign_secret *root, const struct name *line, const struct sign_public *release,
-               uint64_t not_after_s, uint8_t cert[CERT_LEN])
+               uint64_t serial, uint64_t not_after_s, uint8_t cert[CERT_LEN])
 {
-    struct buf b = cert_statement(line, not_after_s, release), end = {0};
-    buf_put_u64(&end, not_after_s);
-    memcpy(cert, end.data, 8);
-    sign_in(cert_context, sizeof cert_context, root, b.data, b.len, cert + 8);
-    buf_release(&end);
+    struct buf b = cert_statement(line, serial, not_after_s, release), head = {0};
+    buf_put_u64(&head, serial);
+    buf_put_u64(&head, not_after_s);
+    memcpy(cert, head.data, head.len);
+    sign_in(cert_context, sizeof cert_context, root, b.data, b.len, cert + head.len);
+    buf_release(&head);
     buf_release(&b);
+}
+
+uint64_t cert_serial(const uint8_t cert[CERT_LEN])
+{
+    struct reader r = reader_of(cert, CERT_LEN);
+    return read_u64(&r);
 }
 
 enum status cert_verify(const struct sign_public *root, const struct name *line, const struct sign_public *release,
@@ -88,8 +97,8 @@ enum status cert_verify(const struct sign_public *root, const struct name *line,
     if (cert_len != CERT_LEN)
         return err_set(err, ST_VERIFY, "certificate of the release key: %zu bytes, not %d", cert_len, CERT_LEN);
     struct reader r = reader_of(cert, cert_len);
-    uint64_t not_after_s = read_u64(&r);
-    struct buf b = cert_statement(line, not_after_s, release);
+    uint64_t serial = read_u64(&r), not_after_s = read_u64(&r);
+    struct buf b = cert_statement(line, serial, not_after_s, release);
     enum status st = verify_in(cert_context, sizeof cert_context, root, b.data, b.len, r.data + r.at, SIGNATURE_LEN,
                                "certificate of the release key", err);
     buf_release(&b);

@@ -12,7 +12,9 @@
  * - A request has one id until it is answered: it is sent again after a silence and after a reconnect, unchanged. What
  *   was answered with "later" (ST_AGAIN) is a new request. Waits grow to a bound, with jitter from the seed.
  * - The coordinator's session chain is checked at every hello: the same counter with another incarnation, a lower counter, or a
- *   successor that does not name the one we know is a copied or set-back data directory: the worker stops and says so.
+ *   successor that does not name the one we know is a copied or set-back data directory: the worker stops and says so. A
+ *   later one whose way there is not known may be of a line that was restored from a backup, where the same offsets hold other
+ *   text: what is cached is dropped before the session is remembered, and the task in hand with it.
  * - Exclusions are applied before the next lease is asked for, and before one that names a newer sequence is begun.
  * - While it holds a task it reports progress at twice the rate the task asks for.
  * - A delta that was computed is committed until it is answered, unchanged; the shell keeps it on disk (WORKER_UPLOAD), so a
@@ -123,21 +125,23 @@ struct worker_event { /* pointers are borrowed for the step */
 enum worker_effect_kind {
     WORKER_SEND,     /* `send`, on the work plane; when the connection is down or full: drop it, it comes again */
     WORKER_REMEMBER, /* `session`: keep it durably (the chain that the next start checks) */
-    WORKER_PREPARE,  /* job, `line`: make room for its adapters; answer PREPARED or FAILED */
-    WORKER_EXCLUDE,  /* job, message Exclusions: into the view; payload of entries with `erase` leaves the disk */
-    WORKER_FETCH,    /* job, message Lease or Evaluate (`evaluate`): get what it needs; answer FETCHED or FAILED */
-    WORKER_TRAIN,    /* job, message Lease */
-    WORKER_SCORE,    /* job, message Evaluate */
-    WORKER_UPLOAD,   /* job, message DeltaCommit: keep the message durably, then put the blob */
-    WORKER_SETTLED,  /* `settled`: the delta was answered; what is kept of it may go */
-    WORKER_CANCEL,   /* job: stop it; whatever it still answers is passed over */
-    WORKER_STOPPED,  /* `stopped`: nothing more will come */
+    WORKER_PREPARE, /* job, `line`: make room for its adapters, with `afresh` drop all that is cached; no exclusion is applied
+                      * any more; answer PREPARED or FAILED */
+    WORKER_EXCLUDE, /* job, message Exclusions: into the view; payload of entries with `erase` leaves the disk */
+    WORKER_FETCH,   /* job, message Lease or Evaluate (`evaluate`): get what it needs; answer FETCHED or FAILED */
+    WORKER_TRAIN,   /* job, message Lease */
+    WORKER_SCORE,   /* job, message Evaluate */
+    WORKER_UPLOAD,  /* job, message DeltaCommit: keep the message durably, then put the blob */
+    WORKER_SETTLED, /* `settled`: the delta was answered; what is kept of it may go */
+    WORKER_CANCEL,  /* job: stop it; whatever it still answers is passed over */
+    WORKER_STOPPED, /* `stopped`: nothing more will come */
 };
 
 struct worker_effect {
     enum worker_effect_kind kind;
     uint64_t job;
     bool evaluate;             /* FETCH: the message is an Evaluate */
+    bool afresh;               /* PREPARE */
     ProtobufCMessage *message; /* owned: freed by worker_effects_clear() */
     union {
         struct {

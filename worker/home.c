@@ -199,6 +199,19 @@ enum status home_set_erased(struct home *home, uint64_t seq, struct err *err)
     return status;
 }
 
+enum status home_forget(struct home *home, struct err *err)
+{
+    static const uint8_t first[1];
+    uint8_t last[64]; /* past every key: those of scores begin with any byte, and are shorter */
+    struct batch batch = {0};
+    memset(last, 0xff, sizeof last);
+    for (uint8_t family = 0; family < HOME_FAMILIES; family++)
+        batch_delete_range(&batch, family, first, sizeof first, last, sizeof last);
+    enum status status = db_commit(home->db, &batch, true, err);
+    batch_release(&batch);
+    return status;
+}
+
 struct collector {
     struct home *home;
     const struct digest *keep;

@@ -46,6 +46,9 @@ void home_drop_commit(struct home *home, const struct digest *delta);
 enum status home_erased(struct home *home, uint64_t *seq, struct err *err);
 enum status home_set_erased(struct home *home, uint64_t seq, struct err *err); /* synced */
 
+/* Drops the whole cache: payload, scores, how far erasures went. Synced. Who holds a keep over it opens it again. */
+enum status home_forget(struct home *home, struct err *err);
+
 /* Deletes blobs but the `n` named and the pending delta: at start, and when a new parent arrives. */
 void home_collect(struct home *home, const struct digest *keep, size_t n);
 

@@ -38,6 +38,7 @@ struct worker_core {
     struct rng rng;
     enum worker_phase phase;
     bool up, greeted, prepared, draining, line_known;
+    bool afresh; /* the cache goes with the next PREPARE; then the session is remembered */
     uint64_t now, drain_due, progress_due, upload_due, asked_at, not_before;
     struct call calls[SLOTS];
     uint64_t next_request, job;
@@ -92,6 +93,8 @@ enum status hello_session(uint64_t counter, const uint8_t incarnation[16], const
 
 /* ---- reply.c */
 
+void reply_remember(struct worker_core *core, struct worker_effects *out); /* the session, durably */
+
 void reply_take(struct worker_core *core, const struct worker_event *event, struct worker_effects *out);
 
 /* ---- task.c */
@@ -108,6 +111,7 @@ void task_failed(struct worker_core *core, enum status status, const char *text)
 void task_return(struct worker_core *core, Alv__ReturnReason why, const char *reason);
 void task_abandon(struct worker_core *core, struct worker_effects *out); /* the coordinator says it is not ours */
 void task_drop(struct worker_core *core);
+void task_afresh(struct worker_core *core, struct worker_effects *out); /* nothing that is known may be used any more */
 void task_job(struct worker_core *core, const struct worker_event *event, struct worker_effects *out);
 
 #endif

@@ -146,6 +146,22 @@ int jobs_fd(const struct jobs *jobs)
 
 /* ---- the jobs */
 
+static enum keep_rank rank(void *user, struct domain_id domain, uint64_t offset)
+{
+    const struct jobs *jobs = user;
+    return jobs->view && view_member(jobs->view, domain, offset) ? KEEP_MEMBER : KEEP_LOOSE;
+}
+
+/* What is cached may be of another life of the line: the same offsets, other text. */
+static enum status drop_cache(struct jobs *jobs, struct err *err)
+{
+    struct keep_options keep = {HOME_PAYLOAD, HOME_LENGTHS, jobs->config.keep_bytes, rank, jobs};
+    log_warn("worker", "the line may have been restored from a backup: all that is cached is dropped");
+    keep_close(&jobs->keep);
+    enum status status = home_forget(jobs->config.home, err);
+    return status == ST_OK ? keep_open(jobs->config.home->db, &keep, &jobs->keep, err) : status;
+}
+
 static enum status prepare(struct jobs *jobs, const struct worker_effect *effect, struct answer *answer,
                            struct err *err)
 {
@@ -153,6 +169,8 @@ static enum status prepare(struct jobs *jobs, const struct worker_effect *effect
     struct sip_key seed;
     enum status status = engine_prepare(jobs->config.engine, effect->line.rank, effect->line.alpha,
                                         effect->line.targets, &plan, answer->text, err);
+    if (status == ST_OK && effect->afresh)
+        status = drop_cache(jobs, err);
     if (status == ST_OK)
         status = home_erased(jobs->config.home, &jobs->erased, err);
     if (status != ST_OK)
@@ -454,12 +472,6 @@ void jobs_cancel(struct jobs *jobs, uint64_t job)
     if (jobs->running == job)
         cancel_running(jobs);
     pthread_mutex_unlock(&jobs->mutex);
-}
-
-static enum keep_rank rank(void *user, struct domain_id domain, uint64_t offset)
-{
-    const struct jobs *jobs = user;
-    return jobs->view && view_member(jobs->view, domain, offset) ? KEEP_MEMBER : KEEP_LOOSE;
 }
 
 static void release(struct jobs *jobs)

@@ -6,6 +6,13 @@
 
 enum { ASK_MS = 1000 /* an empty answer is not asked for more often than this */ };
 
+void reply_remember(struct worker_core *core, struct worker_effects *out)
+{
+    struct worker_effect *e = ask_effect(core, out, WORKER_REMEMBER, NULL);
+    e->session.counter = core->session_counter;
+    memcpy(e->session.incarnation, core->session_incarnation, 16);
+}
+
 static void hello_ok(struct worker_core *core, const Alv__HelloOk *ok, struct worker_effects *out)
 {
     struct err err;
@@ -17,20 +24,22 @@ static void hello_ok(struct worker_core *core, const Alv__HelloOk *ok, struct wo
         return;
     }
     core->line_known = true;
-    if (ok->session_counter != core->session_counter) {
-        core->session_counter = ok->session_counter;
-        memcpy(core->session_incarnation, ok->session_incarnation.data, 16);
-        struct worker_effect *e = ask_effect(core, out, WORKER_REMEMBER, NULL);
-        e->session.counter = ok->session_counter;
-        memcpy(e->session.incarnation, ok->session_incarnation.data, 16);
-    }
-    if (ok->exclusion_seq > core->exclusion_newest)
+    uint64_t known = core->session_counter;
+    bool afresh = known && ok->session_counter > known + 1; /* no telling how it came to be */
+    core->session_counter = ok->session_counter;
+    memcpy(core->session_incarnation, ok->session_incarnation.data, 16);
+    core->afresh = core->afresh || afresh;
+    if (core->session_counter != known && !core->afresh)
+        reply_remember(core, out);
+    if (afresh || ok->exclusion_seq > core->exclusion_newest)
         core->exclusion_newest = ok->exclusion_seq;
     core->greeted = true;
     for (enum slot slot = SLOT_MAIN; slot < SLOTS; slot++) /* what was under way goes on; what waits, waits */
         if (core->calls[slot].tries > 0)
             core->calls[slot].due = core->now;
-    if (core->phase == PHASE_JOIN)
+    if (afresh && core->phase != PHASE_JOIN)
+        task_afresh(core, out);
+    else if (core->phase == PHASE_JOIN)
         task_next(core, out);
 }
 

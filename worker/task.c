@@ -147,7 +147,9 @@ void task_next(struct worker_core *core, struct worker_effects *out)
     } else if (!core->prepared) {
         core->phase = PHASE_PREPARE;
         core->job++;
-        ask_effect(core, out, WORKER_PREPARE, NULL)->line = core->line;
+        struct worker_effect *e = ask_effect(core, out, WORKER_PREPARE, NULL);
+        e->line = core->line;
+        e->afresh = core->afresh;
     } else if (core->commit) {
         task_upload(core, out);
     } else if (core->exclusion_newest > core->exclusion_seq) {
@@ -157,6 +159,18 @@ void task_next(struct worker_core *core, struct worker_effects *out)
     } else {
         ask_task(core);
     }
+}
+
+void task_afresh(struct worker_core *core, struct worker_effects *out)
+{
+    if (core->phase != PHASE_ASK)
+        ask_effect(core, out, WORKER_CANCEL, NULL);
+    core->job++;
+    task_drop(
+        core); /* a delta that was computed is seen through all the same: the answer to it says what it is worth */
+    core->prepared = false;
+    core->excluding = core->exclusion_seq = 0;
+    task_next(core, out);
 }
 
 void task_failed(struct worker_core *core, enum status status, const char *text)
@@ -256,6 +270,10 @@ void task_job(struct worker_core *core, const struct worker_event *event, struct
     } else if (event->kind == WORKER_PREPARED && phase == PHASE_PREPARE) {
         ask_text(core->fingerprint, sizeof core->fingerprint, event->fingerprint);
         core->prepared = true;
+        if (core->afresh) { /* only now: a crash before must find the cache suspect still */
+            core->afresh = false;
+            reply_remember(core, out);
+        }
         task_next(core, out);
     } else if (event->kind == WORKER_EXCLUDED && phase == PHASE_EXCLUDE && core->excluding) {
         core->exclusion_seq = core->excluding;

@@ -167,6 +167,11 @@ static enum status carry_out(struct core *core, const struct event *event, struc
         buf_printf(json, "{\"version\":%llu,\"aliases\":%llu}", (unsigned long long)c->number,
                    (unsigned long long)core->aliases.seq);
         return st;
+    case ALV__CONTROL_VERB__CONTROL_MARK:
+        st = release_mark(core, c->number, c->name, c->value, err);
+        buf_printf(json, "{\"version\":%llu,\"mark\":\"%s\",\"aliases\":%llu}", (unsigned long long)c->number, c->name,
+                   (unsigned long long)core->aliases.seq);
+        return st;
     case ALV__CONTROL_VERB__CONTROL_ROLLBACK:
         st = release_rollback(core, event, err);
         buf_printf(json, "{\"version\":%llu}", (unsigned long long)core->counters.version);

@@ -51,7 +51,7 @@ struct core_config {
     struct sip_key seed;        /* replay membership, held-out groups, record hashes: the line's secret */
     uint8_t release_secret[64]; /* ed25519; signs manifests and alias statements */
     uint8_t release_public[32];
-    uint8_t release_cert[72]; /* root certifies release_public: CERT_LEN of proto/manifest.h */
+    uint8_t release_cert[80]; /* root certifies release_public: CERT_LEN of proto/manifest.h */
     uint8_t root_public[32];
     unsigned planted; /* enum planted */
 };

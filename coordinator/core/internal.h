@@ -413,6 +413,8 @@ void evaluate_forget(struct core *core); /* memory and stored results */
 void release_init(struct core *core, const struct version_files *v0); /* version 0 and the aliases of a new line */
 void release_publish(struct core *core, enum gate_outcome outcome);
 enum status release_rollback(struct core *core, const struct event *event, struct err *err);
+/* `kind` "withdrawn" or "tainted" puts the mark on a version, or changes its reason; "none" takes both away. */
+enum status release_mark(struct core *core, uint64_t number, const char *kind, const char *reason, struct err *err);
 enum status release_promote(struct core *core, const char *alias, uint64_t number, const uint64_t *expect,
                             struct err *err);
 void release_watch(struct core *core, const struct event *event, struct member *m);

@@ -152,12 +152,69 @@ enum status release_promote(struct core *core, const char *alias, uint64_t numbe
     if (expect && (now ? now->version : 0) != *expect)
         return err_set(err, ST_CONFLICT, "%s is at version %llu, not %llu", alias,
                        now ? (unsigned long long)now->version : 0, (unsigned long long)*expect);
+    const struct mark *mark = aliases_mark(&core->aliases, number, MARK_WITHDRAWN);
+    if (mark)
+        return err_set(err, ST_CONFLICT, "version %llu is withdrawn%s%s", (unsigned long long)number,
+                       mark->reason[0] ? ": " : "", mark->reason);
     struct alias *slot = alias_slot(&core->aliases, alias);
     if (!slot)
         return err_set(err, ST_LIMIT, "there are %u aliases, the most there may be", ALIASES_MAX);
     slot->version = number;
     sign_aliases(core);
     return ST_OK;
+}
+
+/* ---- marks */
+
+/* Where (version, kind) is in the list, or would be. */
+static uint32_t mark_at(const struct aliases *a, uint64_t version, enum mark_kind kind)
+{
+    uint32_t at = 0;
+    while (at < a->n_marks &&
+           (a->marks[at].version < version || (a->marks[at].version == version && a->marks[at].kind < kind)))
+        at++;
+    return at;
+}
+
+static void unmark(struct aliases *a, uint64_t version)
+{
+    uint32_t first = mark_at(a, version, MARK_WITHDRAWN), end = mark_at(a, version + 1, MARK_WITHDRAWN);
+    memmove(a->marks + first, a->marks + end, (a->n_marks - end) * sizeof *a->marks);
+    a->n_marks -= end - first;
+}
+
+static enum status mark(struct aliases *a, uint64_t version, enum mark_kind kind, const char *reason, struct err *err)
+{
+    uint32_t at = mark_at(a, version, kind);
+    if (at == a->n_marks || a->marks[at].version != version || a->marks[at].kind != kind) {
+        if (a->n_marks == MARKS_MAX)
+            return err_set(err, ST_LIMIT, "there are %u marks, the most there may be", MARKS_MAX);
+        a->marks = xrealloc_array(a->marks, a->n_marks + 1, sizeof *a->marks);
+        memmove(a->marks + at + 1, a->marks + at, (a->n_marks - at) * sizeof *a->marks);
+        a->n_marks++;
+    }
+    a->marks[at] = (struct mark){.version = version, .kind = kind};
+    FORMAT(a->marks[at].reason, "%s", reason);
+    return ST_OK;
+}
+
+enum status release_mark(struct core *core, uint64_t number, const char *kind, const char *reason, struct err *err)
+{
+    bool withdrawn = !strcmp(kind, "withdrawn"), tainted = !strcmp(kind, "tainted");
+    enum status st = ST_OK;
+    if (!withdrawn && !tainted && strcmp(kind, "none") != 0)
+        return err_set(err, ST_USAGE, "\"%.63s\" is no mark: withdrawn, tainted or none", kind);
+    if (strlen(reason) > MARK_REASON_MAX)
+        return err_set(err, ST_LIMIT, "the reason is over %d bytes", MARK_REASON_MAX);
+    if (number > core->counters.version)
+        return err_set(err, ST_NOT_FOUND, "there is no version %llu", (unsigned long long)number);
+    if (withdrawn || tainted)
+        st = mark(&core->aliases, number, withdrawn ? MARK_WITHDRAWN : MARK_TAINTED, reason, err);
+    else
+        unmark(&core->aliases, number);
+    if (!st)
+        sign_aliases(core);
+    return st;
 }
 
 /* ---- making one */
@@ -217,6 +274,12 @@ static enum status add_version(struct core *core, struct manifest *m, const stru
 done:
     buf_release(&bytes);
     return st;
+}
+
+static uint64_t next_number(const struct core *core)
+{
+    uint64_t next = core->counters.version + 1;
+    return core->counters.version_next > next ? core->counters.version_next : next;
 }
 
 void release_init(struct core *core, const struct version_files *v0)
@@ -342,8 +405,7 @@ static void drop_old_files(struct core *core)
 
 void release_publish(struct core *core, enum gate_outcome outcome)
 {
-    struct manifest m = {
-        .number = core->counters.version + 1, .parent = core->round.parent, .round = core->round.number};
+    struct manifest m = {.number = next_number(core), .parent = core->round.parent, .round = core->round.number};
     struct buf json = {0};
     struct err err = {0};
     char sentence[MANIFEST_TEXT_MAX + 1];
@@ -492,6 +554,9 @@ enum status release_rollback(struct core *core, const struct event *event, struc
                        (unsigned long long)c->number);
     if (facts->newest != core->counters.version)
         return err_set(err, ST_AGAIN, "version %llu is just being stored", (unsigned long long)core->counters.version);
+    if (aliases_mark(&core->aliases, c->number, MARK_WITHDRAWN))
+        return err_set(err, ST_CONFLICT, "version %llu is withdrawn: roll back to one that is not",
+                       (unsigned long long)c->number);
     if (!facts->in_lineage || c->number == core->counters.version)
         return err_set(err, ST_CONFLICT, "version %llu is not an ancestor of the newest, %llu",
                        (unsigned long long)c->number, (unsigned long long)core->counters.version);
@@ -504,7 +569,7 @@ enum status release_rollback(struct core *core, const struct event *event, struc
     if (st)
         return st;
     round_cancel(core);
-    struct manifest m = {.number = core->counters.version + 1,
+    struct manifest m = {.number = next_number(core),
                          .parent = c->number,
                          .rollback_of = c->number,
                          .flags = MANIFEST_UNGATED | MANIFEST_ROLLBACK,
@@ -570,7 +635,8 @@ static bool has_news(const struct core *core, const struct member *m)
 void release_watch(struct core *core, const struct event *event, struct member *m)
 {
     const Alv__Watch *w = (const Alv__Watch *)event->message;
-    if (w->from > core->counters.version) {
+    /* What was published after the backup that this line was restored from is below the next number: it will go on from there. */
+    if (w->from > core->counters.version && w->from >= core->counters.version_next) {
         FORMAT(core->refused_alarm,
                "a subscriber with key %s holds version %llu; the newest here is %llu: this data directory is older "
                "than what was published",

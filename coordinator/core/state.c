@@ -165,6 +165,7 @@ static void io_state_counters(struct io *io, struct state_counters *v)
     io_u64(io, &v->erasures);
     io_u64(io, &v->purged);
     io_limit(io, v->purged, v->erasures);
+    io_u64(io, &v->version_next);
     io_u32(io, &v->refusals);
     uint8_t stopped = v->stopped;
     io_u8(io, &stopped);

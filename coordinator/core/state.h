@@ -32,7 +32,7 @@
 #include "coordinator/core/core.h"
 #include "proto/manifest.h"
 
-enum { STATE_FORMAT = 3, STATE_TEXT_MAX = 511, ROUND_LEASES_MAX = 512, REVISIONS_MAX = 32, OVERRIDES_MAX = 16 };
+enum { STATE_FORMAT = 4, STATE_TEXT_MAX = 511, ROUND_LEASES_MAX = 512, REVISIONS_MAX = 32, OVERRIDES_MAX = 16 };
 
 enum segment_state {
     SEG_PENDING,
@@ -78,6 +78,7 @@ struct state_session {
 struct state_counters { /* the next number of each kind; `version` is the newest published */
     uint64_t version, round, lease, stream, quarantine, exclusion, audit;
     uint64_t erasures, purged; /* retractions; those whose text is in no file of the database any more */
+    uint64_t version_next;     /* the next version is no lower; 0: as it comes. A restored line leaves a gap */
     uint32_t refusals;         /* rounds refused since the last published one */
     bool stopped;              /* leasing stopped with an alarm */
     char alarm[STATE_TEXT_MAX + 1];

@@ -5,9 +5,12 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "adapter/delta.h"
 #include "base/hash.h"
+#include "coordinator/backup.h"
+#include "coordinator/signing.h"
 #include "harness.h"
 #include "live.h"
 #include "net/bulk.h"
@@ -492,6 +495,145 @@ static void check_uploads_do_not_run_out(struct stage *s)
     free(data);
 }
 
+/* A new release key, and what a rotation that was cut off leaves: every version verifies with the key that counts. */
+static void check_rotation(struct stage *s, uint16_t port)
+{
+    struct line_dir dir;
+    struct err err = {""};
+    struct sign_public old, cut_public;
+    struct sign_secret cut;
+    const char *next = harness_path(s->dir, "release.next");
+    if (!EXPECT_ST(line_dir_open(s->dir, &dir, &err), ST_OK, &err))
+        return;
+    old = dir.release;
+    EXPECT_ST(signing_rotate(&dir, harness_path(s->dir, "release.key"), 0, &err), ST_CONFIG, &err);
+    EXPECT_ST(signing_rotate(&dir, NULL, 0, &err), ST_OK, &err);
+    line_dir_close(&dir);
+    sign_keypair(&cut_public, &cut); /* killed before its certificate was there */
+    EXPECT_ST(secret_write(next, cut.b, sizeof cut.b, &err), ST_OK, &err);
+    EXPECT_ST(line_dir_open(s->dir, &dir, &err), ST_OK, &err);
+    EXPECT(access(next, F_OK) != 0);
+    EXPECT(memcmp(old.b, dir.release.b, sizeof old.b) != 0 && cert_serial(dir.cert) == 2);
+    EXPECT_ST(secret_write(next, dir.release_secret.b, sizeof dir.release_secret.b, &err), ST_OK, &err);
+    EXPECT_ST(secret_write(harness_path(s->dir, "release.key"), cut.b, sizeof cut.b, &err), ST_OK, &err);
+    line_dir_close(&dir); /* and killed before the last rename */
+    pid_t pid = live_start(s->dir, port, 1 << 20, NULL, harness_path(s->dir, "log"));
+    check_subscriber(s);
+    EXPECT_EQ(live_end(pid, SIGTERM), 0);
+    EXPECT(access(next, F_OK) != 0);
+}
+
+/* The whole of it, as `alluvium backup` does: lock, snapshot, copy, drop. */
+static void take_backup(struct stage *s, const char *dest, bool served)
+{
+    struct err err = {""};
+    struct backup_report report = {0};
+    Alv__Control control = ALV__CONTROL__INIT;
+    int lock, second;
+    if (!EXPECT_ST(backup_begin(s->dir, &lock, &err), ST_OK, &err))
+        return;
+    EXPECT_ST(backup_begin(s->dir, &second, &err), ST_CONFLICT, &err);
+    close(second);
+    control.verb = ALV__CONTROL_VERB__CONTROL_BACKUP;
+    EXPECT_ST(backup_snapshot_offline(s->dir, &err), served ? ST_CONFLICT : ST_OK, &err);
+    if (served)
+        EXPECT_ST(client_control(s->operator_join, &control, NULL, &err), ST_OK, &err);
+    EXPECT_ST(backup_copy(s->dir, dest, NULL, NULL, &report, &err), ST_OK, &err);
+    EXPECT(report.files > 12 && report.bytes > 1000);
+    EXPECT_ST(backup_copy(s->dir, dest, NULL, NULL, &report, &err), ST_OK,
+              &err); /* nothing has changed: all is linked */
+    EXPECT_EQ(report.written_bytes, 0);
+    EXPECT_ST(backup_snapshot_drop(s->dir, &err), ST_OK, &err);
+    close(lock);
+}
+
+/* Any file of a backup that is changed, cut off or gone is noticed, and nothing is left where the line was to be. */
+static void check_damage(const char *backup, const char *dir)
+{
+    struct err err = {""};
+    struct restore_report report;
+    struct restore_options options = {.source = backup, .dir = dir};
+    struct backup_index index;
+    struct buf text = {0}, data = {0};
+    EXPECT_ST(file_read(harness_path(backup, BACKUP_INDEX), 1 << 20, &text, &err), ST_OK, &err);
+    if (!EXPECT_ST(backup_index_parse(text.data, text.len, &index, &err), ST_OK, &err))
+        return;
+    for (size_t i = 0; i < index.n; i++) {
+        const char *path = harness_path(backup, index.files[i].path);
+        buf_clear(&data);
+        EXPECT_ST(file_read(path, 64 << 20, &data, &err), ST_OK, &err);
+        struct buf changed = {0};
+        buf_put(&changed, data.data, data.len);
+        if (changed.len)
+            changed.data[changed.len / 2] ^= 1;
+        else
+            buf_put_u8(&changed, 0);
+        EXPECT_ST(file_write_durable(path, changed.data, changed.len, 0600, &err), ST_OK, &err);
+        EXPECT_ST(backup_restore(&options, &report, &err), ST_CORRUPT, &err);
+        EXPECT(strstr(err.text, index.files[i].path) != NULL);
+        EXPECT(unlink(path) == 0);
+        EXPECT_ST(backup_restore(&options, &report, &err), ST_CORRUPT, &err);
+        EXPECT(access(dir, F_OK) != 0);
+        EXPECT_ST(file_write_durable(path, data.data, data.len, 0600, &err), ST_OK, &err);
+        buf_release(&changed);
+    }
+    for (size_t at = 0; at < text.len; at += 7) { /* and the index itself */
+        text.data[at] ^= 1;
+        EXPECT(backup_index_parse(text.data, text.len, &index, NULL) != ST_OK);
+        text.data[at] ^= 1;
+        EXPECT(backup_index_parse(text.data, at, &index, NULL) != ST_OK);
+    }
+    buf_release(&text);
+    buf_release(&data);
+}
+
+/* The restored line serves what was published, goes on at higher numbers, and knows who has seen the time it forgot. */
+static void check_restored(struct stage *s, uint16_t port, const char *backup)
+{
+    struct err err = {""};
+    struct restore_report report = {0};
+    struct stage restored = *s;
+    restored.dir = harness_path(harness_tmpdir(), "restored");
+    restored.operator_join = harness_path(restored.dir, "operator.join");
+    struct restore_options options = {.source = backup, .dir = restored.dir, .version_seen = 5000};
+    EXPECT(file_write_durable(harness_path(backup, "stray"), "x", 1, 0600, NULL) ==
+           ST_OK); /* not in the index: not taken */
+    if (!EXPECT_ST(backup_restore(&options, &report, &err), ST_OK, &err))
+        return;
+    EXPECT(report.versions == 2 && report.newest == 1 && report.next == 5001 && report.keys > 100);
+    EXPECT(access(harness_path(restored.dir, "stray"), F_OK) != 0);
+    EXPECT_ST(backup_restore(&options, &report, &err), ST_CONFLICT, &err);
+    pid_t pid = live_start(restored.dir, port, 1 << 20, NULL, harness_path(restored.dir, "log"));
+    check_subscriber(&restored);
+    struct client models;
+    Alv__Watch watch = ALV__WATCH__INIT;
+    if (EXPECT_ST(client_open(&models, restored.operator_join, PLANE_MODELS, WAIT_MS, &err), ST_OK, &err)) {
+        EXPECT(models.session > 1 << 20); /* a worker of the old life sees that it is not the next one */
+        watch.from = 5000;                /* published after the backup, forgotten here */
+        EXPECT_ST(client_ask(&models, VERB_WATCH, &watch.base, 5000, NULL, &err), ST_OK, &err);
+        watch.from = 5001; /* the jump was too short: told, not hidden */
+        EXPECT_ST(client_ask(&models, VERB_WATCH, &watch.base, 5000, NULL, &err), ST_ROLLBACK, &err);
+        client_close(&models);
+    }
+    EXPECT_EQ(live_end(pid, SIGTERM), 0);
+}
+
+static void check_backups(struct stage *s, uint16_t port)
+{
+    const char *backup = harness_path(harness_tmpdir(), "backup"), *target = harness_path(harness_tmpdir(), "none");
+    struct err err = {""};
+    struct restore_report report;
+    struct restore_options options = {.source = s->dir, .dir = target};
+    take_backup(s, backup, false);
+    pid_t pid = live_start(s->dir, port, 1 << 20, NULL, harness_path(s->dir, "log"));
+    EXPECT_ST(client_domain(s->operator_join, "later", &err), ST_OK, &err);
+    take_backup(s, backup, true); /* in place of the first */
+    EXPECT_EQ(live_end(pid, SIGTERM), 0);
+    EXPECT_ST(backup_restore(&options, &report, &err), ST_NOT_FOUND, &err); /* a line is no backup */
+    check_damage(backup, target);
+    check_restored(s, port, backup);
+}
+
 static void test_a_round_from_push_to_subscriber(void)
 {
     const char *dir = harness_path(harness_tmpdir(), "line");
@@ -517,6 +659,8 @@ static void test_a_round_from_push_to_subscriber(void)
         client_close(&s.work);
         client_close(&s.bulk);
         EXPECT_EQ(live_end(pid, SIGTERM), 0);
+        check_rotation(&s, port);
+        check_backups(&s, port);
     }
     free(s.trained);
 }

@@ -172,6 +172,84 @@ static void test_aliases_by_compare_and_swap(void)
     world_close(&w);
 }
 
+/* Marks are kept, told to watchers at once, and keep a version from being pointed at or gone back to. */
+static void test_marks(void)
+{
+    struct world w;
+    struct peer p = world_peer(PLANE_MODELS, 500);
+    world_open(&w);
+    world_hello(&w, p, 9, 1);
+    publish(&w, "a");
+    publish(&w, "b");
+    uint64_t seq = look(&w)->aliases_seq;
+    struct {
+        uint64_t version;
+        const char *kind, *reason;
+        enum status want;
+    } marks[] = {{1, "withdrawn", "it swears", ST_OK},
+                 {1, "tainted", "", ST_OK},
+                 {3, "withdrawn", "", ST_NOT_FOUND},
+                 {1, "bad", "", ST_USAGE}};
+    EXPECT(watch(&w, p, 2, seq, 30000) == NULL); /* parked: nothing is new */
+    for (unsigned i = 0; i < sizeof marks / sizeof marks[0]; i++)
+        EXPECT_EQ(error_of(world_control(&w, ALV__CONTROL_VERB__CONTROL_MARK, "", marks[i].kind, marks[i].reason,
+                                         marks[i].version)),
+                  marks[i].want);
+    EXPECT_EQ(look(&w)->aliases_seq, seq + 2);
+    EXPECT_EQ(error_of(control_version(&w, ALV__CONTROL_VERB__CONTROL_PROMOTE, 1, "stable", NULL, false, true)),
+              ST_CONFLICT);
+    EXPECT_EQ(error_of(control_version(&w, ALV__CONTROL_VERB__CONTROL_ROLLBACK, 1, "", NULL, false, true)),
+              ST_CONFLICT);
+    world_restart(&w);
+    world_hello(&w, p, 9, 2);
+    const struct said *s = watch(&w, p, 2, seq, 0);
+    REQUIRE(s && s->verb == VERB_WATCH_REPLY);
+    const Alv__WatchReply *r = (const Alv__WatchReply *)s->message;
+    struct aliases told;
+    REQUIRE(r->aliases != NULL);
+    EXPECT_ST(aliases_decode(r->aliases->statement.data, r->aliases->statement.len, &told, NULL), ST_OK, NULL);
+    EXPECT_EQ(told.n_marks, 2);
+    REQUIRE(aliases_mark(&told, 1, MARK_WITHDRAWN) != NULL);
+    EXPECT_STR(aliases_mark(&told, 1, MARK_WITHDRAWN)->reason, "it swears");
+    aliases_release(&told);
+    EXPECT_EQ(error_of(world_control(&w, ALV__CONTROL_VERB__CONTROL_MARK, "", "none", "", 1)), ST_OK);
+    EXPECT_EQ(error_of(control_version(&w, ALV__CONTROL_VERB__CONTROL_PROMOTE, 1, "stable", NULL, false, true)), ST_OK);
+    world_close(&w);
+}
+
+/* A restored line: numbers go on where nobody has been, and who has seen what it forgot may wait for them. */
+static void test_numbers_jump(void)
+{
+    struct world w;
+    struct peer p = world_peer(PLANE_MODELS, 500);
+    struct bytes value;
+    struct state_counters counters;
+    struct batch batch = {0};
+    struct buf stored = {0};
+    struct state_key key = key_plain('c');
+    world_open(&w);
+    publish(&w, "a");
+    REQUIRE(world_has(&w, FAMILY_META, key, &value) && state_counters_get(value, &counters));
+    counters.version_next = 1000;
+    state_counters_put(&stored, &counters);
+    batch_put(&batch, FAMILY_META, key.b, key.len, stored.data, stored.len);
+    memstore_apply(&w.disk, &batch);
+    batch_release(&batch);
+    buf_release(&stored);
+    world_restart(&w);
+    world_hello(&w, p, 9, 1);
+    EXPECT_EQ(error_of(watch(&w, p, 1000, 0, 0)), ST_ROLLBACK);
+    EXPECT_EQ(error_of(watch(&w, p, 999, 0, 0)), ST_OK);
+    publish(&w, "b");
+    EXPECT_EQ(look(&w)->version, 1000);
+    const struct said *s = watch(&w, p, 999, 0, 0);
+    REQUIRE(s && s->verb == VERB_WATCH_REPLY);
+    EXPECT_EQ(((const Alv__WatchReply *)s->message)->n_versions, 1);
+    publish(&w, "c");
+    EXPECT_EQ(look(&w)->version, 1001);
+    world_close(&w);
+}
+
 static void test_rollback(void)
 {
     struct world w;
@@ -432,6 +510,8 @@ int main(void)
     snap = calloc(1, sizeof *snap);
     RUN(test_watch);
     RUN(test_aliases_by_compare_and_swap);
+    RUN(test_marks);
+    RUN(test_numbers_jump);
     RUN(test_rollback);
     RUN(test_retract_reaches_every_copy);
     RUN(test_a_retraction_is_seen_through);

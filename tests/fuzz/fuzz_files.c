@@ -1,4 +1,4 @@
-/* The small files that people write and copy, of any bytes: a join file, a key table, line.conf, a JSONL source.
+/* The small files that people write and copy, of any bytes: a join file, a key table, line.conf, a JSONL source, a backup's index.
  * The first byte says which. Each is refused with a text, or gives values within their bounds. */
 #include <fcntl.h>
 #include <stdio.h>
@@ -11,13 +11,14 @@
 #include "base/limits.h"
 #include "client/core.h"
 #include "client/source.h"
+#include "coordinator/backup.h"
 #include "coordinator/core/settings.h"
 #include "fuzz.h"
 #include "net/join.h"
 #include "net/keys.h"
 
-enum { JOIN, KEYS, CONF, JSONL, KINDS };
-static const char *const names[KINDS] = {"join", "keys.json", "line.conf", "source.jsonl"};
+enum { JOIN, KEYS, CONF, JSONL, INDEX, KINDS };
+static const char *const names[KINDS] = {"join", "keys.json", "line.conf", "source.jsonl", "BACKUP"};
 static char dir[] = "/dev/shm/alluvium-fuzz-XXXXXX"; /* memory: a disk would write back each truncated file */
 
 static void clear_away(void)
@@ -67,6 +68,23 @@ static void read_source(const char *path)
     source_close(&source);
 }
 
+/* One value has one text. */
+static enum status read_index(const uint8_t *data, size_t len, struct err *err)
+{
+    struct backup_index index;
+    struct buf again = {0};
+    enum status st = backup_index_parse(data, len, &index, err);
+    if (st)
+        return st;
+    backup_index_put(&index, &again);
+    CHECK(again.len == len && !memcmp(again.data, data, len));
+    for (size_t i = 0; i < index.n; i++)
+        CHECK(index.files[i].path[0] != '/' && index.files[i].path[0] != '.' && !strstr(index.files[i].path, "/."));
+    backup_index_release(&index);
+    buf_release(&again);
+    return ST_OK;
+}
+
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t len)
 {
     if (!len || data[0] >= KINDS)
@@ -91,6 +109,9 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t len)
         if (!(st = settings_read(path, &settings, &err)))
             st = settings_check(&settings, &err);
         CHECK(st || (settings.seq_tokens && settings.rank && settings.lr >= 0));
+        break;
+    case INDEX:
+        st = read_index(data + 1, len - 1, &err);
         break;
     default:
         read_source(path);
@@ -124,6 +145,12 @@ void fuzz_seeds(void (*use)(const uint8_t *data, size_t len))
              pair.public_key.z85);
     seed(use, KEYS, text);
     seed(use, CONF, "# a comment\nrank = 8\nlr = 0.001\nlook_1 = 16\nbacklog_sample = 1\n");
+    struct backup_file files[] = {{(char[]){"db/000012.sst"}, 1234, {{1}}}, {(char[]){"line.json"}, 99, {{2}}}};
+    struct backup_index index = {.line = {"notes"}, .created_s = 1795438924, .files = files, .n = 2};
+    struct buf whole = {0};
+    backup_index_put(&index, &whole);
+    seed(use, INDEX, buf_cstr(&whole));
+    buf_release(&whole);
     seed(use, JSONL,
          "{\"text\":\"one\",\"id\":\"a\",\"group\":\"g\"}\n\n{\"messages\":[{\"role\":\"user\",\"content\":"
          "\"hi\\u00e9\"},"

@@ -32,7 +32,7 @@ void fuzz_seeds(void (*use)(const uint8_t *data, size_t len))
     struct manifest_lease lease = {.id = 3, .generation = 1, .weight = 1, .n_ranges = 2, .ranges = ranges};
     struct manifest_domain domain = {{1}, {"ocaml"}, 1, 64, 9000, 20000, 1, 21000, -0.1, 0.01};
     struct manifest m = {.line = {"notes"}, .number = 2, .parent = 1, .rank = 16, .alpha = 32, .targets = 127};
-    struct mark mark = {1, MARK_WITHDRAWN};
+    struct mark mark = {1, MARK_WITHDRAWN, "no"};
     struct aliases a = {.line = {"notes"}, .seq = 1, .n_aliases = 2, .n_marks = 1, .marks = &mark};
     struct buf out = {0};
     m.parent_manifest.b[0] = 1;

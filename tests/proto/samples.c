@@ -54,7 +54,7 @@ static ProtobufCMessage *watch_reply(void)
     m.number = 3, m.manifest = (ProtobufCBinaryData)BIN(500), m.signature = (ProtobufCBinaryData)BIN(64);
     a.statement = (ProtobufCBinaryData)BIN(90), a.signature = (ProtobufCBinaryData)BIN(64);
     w.n_versions = 2, w.versions = list, w.aliases = &a;
-    w.release_key = (ProtobufCBinaryData)BIN(32), w.release_cert = (ProtobufCBinaryData)BIN(72);
+    w.release_key = (ProtobufCBinaryData)BIN(32), w.release_cert = (ProtobufCBinaryData)BIN(80);
     return &w.base;
 }
 

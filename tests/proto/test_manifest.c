@@ -169,7 +169,8 @@ static void test_signatures(void)
         root_secret.b[bit / 8] ^= (uint8_t)(1 << bit % 8);
     }
 
-    cert_sign(&root_secret, &line, &release, 1000, cert);
+    cert_sign(&root_secret, &line, &release, 7, 1000, cert);
+    EXPECT_EQ(cert_serial(cert), 7);
     EXPECT_ST(cert_verify(&root, &line, &release, cert, CERT_LEN, 1000, &err), ST_OK, &err);
     EXPECT_ST(cert_verify(&root, &line, &release, cert, CERT_LEN, 1001, &err), ST_VERIFY, &err);
     EXPECT_ST(cert_verify(&root, &line2, &release, cert, CERT_LEN, 1, &err), ST_VERIFY, &err);
@@ -212,7 +213,7 @@ static void test_signatures(void)
 static void test_aliases(void)
 {
     struct aliases a = {.line = name_of("notes"), .seq = 4, .created_s = 5, .n_aliases = 2, .n_marks = 2}, back = {0};
-    struct mark marks[2] = {{3, MARK_WITHDRAWN}, {3, MARK_TAINTED}};
+    struct mark marks[2] = {{3, MARK_WITHDRAWN, "it repeats itself"}, {3, MARK_TAINTED, ""}};
     struct buf x = {0}, y = {0};
     struct err err = {{0}};
     a.aliases[0] = (struct alias){name_of("canary"), 7, 0};
@@ -224,7 +225,9 @@ static void test_aliases(void)
     EXPECT(x.len == y.len && !memcmp(x.data, y.data, x.len));
     EXPECT(aliases_find(&back, "latest") && aliases_find(&back, "latest")->version == 6);
     EXPECT(!aliases_find(&back, "stable"));
-    EXPECT(aliases_marked(&back, 3, MARK_TAINTED) && !aliases_marked(&back, 4, MARK_TAINTED));
+    EXPECT(aliases_mark(&back, 3, MARK_TAINTED) && !aliases_mark(&back, 4, MARK_TAINTED));
+    REQUIRE(aliases_mark(&back, 3, MARK_WITHDRAWN) != NULL);
+    EXPECT_STR(aliases_mark(&back, 3, MARK_WITHDRAWN)->reason, "it repeats itself");
     aliases_release(&back);
     for (size_t len = 0; len < x.len; len++) {
         uint8_t *exact = xmemdup(x.data, len);

@@ -462,6 +462,24 @@ static void check_version(struct world *w, const struct batch *batch, const stru
     manifest_release(&m);
 }
 
+/* Marks change only on the version that the operator asks for. */
+static void check_marks(struct world *w, const struct aliases *new)
+{
+    struct aliases old;
+    bool asked = w->has_action && w->action.verb == ALV__CONTROL_VERB__CONTROL_MARK;
+    if (!disk_aliases(w, &old))
+        return;
+    for (int way = 0; way < 2; way++) {
+        const struct aliases *here = way ? &old : new, *there = way ? new : &old;
+        for (uint32_t i = 0; i < here->n_marks; i++)
+            if (!aliases_mark(there, here->marks[i].version, here->marks[i].kind) &&
+                !(asked && w->action.number == here->marks[i].version))
+                fail(w, "promise 5: version %" PRIu64 " %s %s by itself", here->marks[i].version,
+                     way ? "is no longer" : "becomes", mark_name(here->marks[i].kind));
+    }
+    aliases_release(&old);
+}
+
 static void check_aliases(struct world *w, const struct batch *batch, const struct batch_op *op)
 {
     struct aliases new, old;
@@ -487,6 +505,7 @@ static void check_aliases(struct world *w, const struct batch *batch, const stru
             fail(w, "promise 5: alias statement %" PRIu64 " follows %" PRIu64, new.seq, old.seq);
         aliases_release(&old);
     }
+    check_marks(w, &new);
     for (unsigned i = 0; i < OPERATOR_ALIASES; i++) {
         const struct alias *a = aliases_find(&new, operator_alias(i));
         bool asked = w->has_action && w->action.verb == ALV__CONTROL_VERB__CONTROL_PROMOTE &&

@@ -42,6 +42,16 @@ static void want_rollback(struct world *w, struct action *a)
     a->keep = chance(w, 0.4);
 }
 
+static void want_mark(struct world *w, struct action *a)
+{
+    static const char *const marks[] = {"withdrawn", "tainted", "none"};
+    uint64_t newest = disk_newest(w), back = between(w, 0, 3);
+    a->verb = ALV__CONTROL_VERB__CONTROL_MARK;
+    a->number = chance(w, 0.05) ? newest + 3 : newest > back ? newest - back : 0;
+    a->name = marks[between(w, 0, 2)];
+    set_value(a, "because");
+}
+
 /* Whoever has the text under this id, or under another id with the same text, loses it. */
 static void want_retract(struct world *w, struct action *a)
 {
@@ -68,7 +78,8 @@ static void want_setting(struct world *w, struct action *a)
 {
     static const char *const settings[][2] = {
         {"backlog_bytes", "4096"}, {"backlog_bytes", "16384"}, {"backlog_sample", "1"},      {"backlog_sample", "0"},
-        {"segment_bytes", "64"},   {"segment_bytes", "1024"},  {"backlog_bytes", "1000000"}, {"forget_budget", "0.6"}};
+        {"segment_bytes", "64"},   {"segment_bytes", "1024"},  {"backlog_bytes", "1000000"}, {"forget_budget", "0.6"},
+        {"backlog_bytes", "4096"}, {"backlog_sample", "1"}};
     const char *const *s = settings[between(w, 0, sizeof settings / sizeof settings[0] - 1)];
     a->verb = ALV__CONTROL_VERB__CONTROL_DOMAIN_SET;
     a->domain = domain_names[between(w, 0, TRAIN_DOMAINS - 1)];
@@ -121,6 +132,8 @@ static void choose(struct world *w, struct action *a)
         a->verb = ALV__CONTROL_VERB__CONTROL_ROUND;
         break;
     default:
+        if (chance(w, 0.5))
+            want_mark(w, a);
         break;
     }
 }
@@ -185,7 +198,9 @@ static void promoted(struct world *w, const struct action *a, enum status st)
     if (!st && !matches)
         fail(w, "promote: %s was moved to %" PRIu64 " though it was at %" PRIu64 ", not at %" PRIu64, a->name,
              a->number, alias->version, a->expect);
-    if (st == ST_CONFLICT && matches)
+    if (!st && disk_withdrawn(w, a->number))
+        fail(w, "promote: %s was moved to %" PRIu64 ", which is withdrawn", a->name, a->number);
+    if (st == ST_CONFLICT && matches && !disk_withdrawn(w, a->number))
         fail(w, "promote: %s is at %" PRIu64 " as expected, and was not moved", a->name, alias->version);
     if (st == ST_NOT_FOUND && disk_version(w, a->number, &v) && blob_held(w, &v.files.peft))
         fail(w, "promote: version %" PRIu64 " is here, and was not found", a->number);
@@ -204,6 +219,11 @@ static void answered(struct world *w, const struct action *a, enum status st, co
     case ALV__CONTROL_VERB__CONTROL_ROLLBACK:
         w->rollbacks += !st;
         may_fail = st == ST_CONFLICT || st == ST_NOT_FOUND;
+        break;
+    case ALV__CONTROL_VERB__CONTROL_MARK:
+        may_fail = st == ST_NOT_FOUND && a->number > disk_newest(w);
+        if (!st && disk_withdrawn(w, a->number) != !strcmp(a->name, "withdrawn") && strcmp(a->name, "tainted") != 0)
+            fail(w, "mark: version %" PRIu64 " was marked %s, and is not", a->number, a->name);
         break;
     case ALV__CONTROL_VERB__CONTROL_RETRACT: /* not pushed yet, or never: refused, or its text was another's */
         may_fail = st == ST_NOT_FOUND;

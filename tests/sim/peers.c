@@ -177,7 +177,9 @@ static void worker_effects(struct world *w, struct node *node)
                 fail(w, "exclusions are refused by a worker: %s", err.text);
             job_later(w, node, e, between(w, 1, 20));
             break;
-        case WORKER_PREPARE:
+        case WORKER_PREPARE: /* nothing that was excluded is known any more */
+            view_free(node->view);
+            node->view = view_new(&w->config.seed);
             job_later(w, node, e, between(w, 1, 100));
             break;
         case WORKER_FETCH: /* at times so slow that text goes meanwhile */
@@ -754,6 +756,16 @@ void peer_tick(struct world *w, struct node *node)
         subscribe_now(w, node);
 }
 
+/* It serves the newest version that is not withdrawn; or a later one that was withdrawn under it, and says so. */
+static bool follows_newest(const struct world *w, const struct subscribe_view *view)
+{
+    uint64_t sound = disk_newest(w);
+    while (sound && disk_withdrawn(w, sound))
+        sound--;
+    return view->settled ? view->served == sound
+                         : view->has_served && view->served > sound && view->problem == ST_DENIED;
+}
+
 bool peer_finished(const struct world *w, const struct node *node)
 {
     struct subscribe_view view;
@@ -765,9 +777,10 @@ bool peer_finished(const struct world *w, const struct node *node)
         return true;
     subscribe_view(node->subscribe, &view);
     if (node->index == SUBSCRIBER)
-        return view.settled && view.served == disk_newest(w);
+        return follows_newest(w, &view);
     if (!w->aliases[0].set)
         return true;
     bool backwards = view.has_current && w->aliases[0].version < view.current; /* refused: it takes a new number */
-    return view.has_wanted && view.wanted == w->aliases[0].version && (view.settled || backwards);
+    return view.has_wanted && view.wanted == w->aliases[0].version &&
+           (view.settled || backwards || disk_withdrawn(w, view.wanted));
 }

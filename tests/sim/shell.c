@@ -259,6 +259,17 @@ uint64_t disk_newest(const struct world *w)
     return counters.version;
 }
 
+bool disk_withdrawn(const struct world *w, uint64_t version)
+{
+    struct aliases a;
+    bool withdrawn = false;
+    if (disk_aliases(w, &a)) {
+        withdrawn = aliases_mark(&a, version, MARK_WITHDRAWN);
+        aliases_release(&a);
+    }
+    return withdrawn;
+}
+
 bool disk_aliases(const struct world *w, struct aliases *out)
 {
     struct bytes value;

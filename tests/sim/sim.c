@@ -357,7 +357,7 @@ static void make_line(struct world *w)
     memcpy(c->release_secret, release.b, sizeof release.b);
     memcpy(c->release_public, release_public.b, sizeof release_public.b);
     memcpy(c->root_public, root_public.b, sizeof root_public.b);
-    cert_sign(&root, &c->line, &release_public, 0, c->release_cert);
+    cert_sign(&root, &c->line, &release_public, 1, 0, c->release_cert);
     c->planted = w->options.planted;
     struct version_files v0 = {.peft_bytes = 64, .gguf_bytes = 64};
     v0.peft.b[0] = 1;

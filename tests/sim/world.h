@@ -218,6 +218,7 @@ bool disk_version(const struct world *w, uint64_t number, struct state_version *
 bool disk_domain(const struct world *w, unsigned id, struct state_domain *out);
 uint64_t disk_newest(const struct world *w); /* version */
 bool disk_aliases(const struct world *w, struct aliases *out);
+bool disk_withdrawn(const struct world *w, uint64_t version);
 /* The stored text of a train segment; that of a repeated one is where it was first. */
 bool segment_poisons(const struct world *w, const struct state_segment *segment);
 bool segment_read(const struct world *w, struct domain_id domain, bool probe, uint64_t offset,

@@ -417,6 +417,39 @@ static void test_session_chain(void)
     }
 }
 
+/* A session whose way here is not known may be of a restored line: nothing cached may be used, what is in hand is given up,
+ * and the session is remembered only when the cache is gone. */
+static void test_a_restored_line_begins_afresh(void)
+{
+    struct bench b;
+    bench_start(&b, 4, inc_a, NULL); /* at the start */
+    hello_reply(&b, request_of(&b, VERB_HELLO), 900, inc_b, inc_b, 3);
+    EXPECT(find(&b, WORKER_PREPARE) && find(&b, WORKER_PREPARE)->afresh && !find(&b, WORKER_REMEMBER));
+    struct worker_event prepared = job_event(&b, WORKER_PREPARED);
+    prepared.fingerprint = "plain loops";
+    step(&b, prepared);
+    EXPECT(find(&b, WORKER_REMEMBER) && find(&b, WORKER_REMEMBER)->session.counter == 900);
+    EXPECT_EQ(((const Alv__ExclusionsGet *)sent(&b, VERB_EXCLUSIONS_GET)->message)->since, 0);
+    exclusions_reply(&b, 3, 3);
+    step(&b, job_event(&b, WORKER_EXCLUDED));
+    grant(&b, request_of(&b, VERB_TASK_REQUEST), 3); /* and with a lease in hand */
+    EXPECT(find(&b, WORKER_FETCH) != NULL);
+    step(&b, (struct worker_event){.kind = WORKER_DOWN});
+    step(&b, (struct worker_event){.kind = WORKER_UP});
+    hello_reply(&b, request_of(&b, VERB_HELLO), 5000, inc_a, inc_zero, 2); /* fewer exclusions than were known */
+    EXPECT(find(&b, WORKER_CANCEL) && find(&b, WORKER_PREPARE) && find(&b, WORKER_PREPARE)->afresh);
+    EXPECT(!find(&b, WORKER_REMEMBER));
+    prepared = job_event(&b, WORKER_PREPARED);
+    prepared.fingerprint = "plain loops";
+    step(&b, prepared);
+    EXPECT(find(&b, WORKER_REMEMBER) && find(&b, WORKER_REMEMBER)->session.counter == 5000);
+    EXPECT_EQ(((const Alv__ExclusionsGet *)sent(&b, VERB_EXCLUSIONS_GET)->message)->since, 0);
+    exclusions_reply(&b, 2, 2);
+    step(&b, job_event(&b, WORKER_EXCLUDED));
+    EXPECT(sent(&b, VERB_TASK_REQUEST) != NULL);
+    bench_end(&b);
+}
+
 static void test_another_base_is_refused_by_name(void)
 {
     struct bench b;
@@ -586,6 +619,7 @@ int main(void)
     RUN(test_reconnect_in_each_state);
     RUN(test_exclusions_first);
     RUN(test_session_chain);
+    RUN(test_a_restored_line_begins_afresh);
     RUN(test_another_base_is_refused_by_name);
     RUN(test_drain);
     RUN(test_a_delta_survives_a_restart);
