@@ -50,6 +50,8 @@ struct line_args {
                "join file, elsewhere than on the coordinator's machine")
 enum status cli_join(const struct options *o, const struct line_args *args, struct join *out, struct err *err);
 
+command_fn cmd_versions_mark, cmd_keys_rotate, cmd_backup, cmd_restore;
+
 bool parse_number(const char *text, uint64_t *out); /* all digits */
 /* "notes/8812": the domain ends at the first slash, for names of domains hold none. Cuts `text`. */
 bool cli_record(char *text, char **domain, char **record);

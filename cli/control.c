@@ -5,7 +5,9 @@
 #include <string.h>
 
 #include "alluvium.pb-c.h"
+#include "base/clock.h"
 #include "cli/print.h"
+#include "cli/views.h"
 #include "client/admin.h"
 
 enum { TIMEOUT_S = 30 };
@@ -14,12 +16,38 @@ struct control_args {
     struct line_args line;
     uint32_t timeout;
     const char *expect; /* promote */
+    const char *reason; /* versions mark */
     bool keep;          /* rollback */
     bool round;         /* versions explain */
+    uint64_t from;      /* versions list */
 };
 
+static void show_to_people(Alv__ControlVerb verb, const json_t *answer)
+{
+    uint64_t now_s = clock_wall_s();
+    switch (verb) {
+    case ALV__CONTROL_VERB__CONTROL_STATUS:
+        view_status(stdout, answer);
+        break;
+    case ALV__CONTROL_VERB__CONTROL_VERSIONS:
+        view_versions(stdout, answer, now_s);
+        break;
+    case ALV__CONTROL_VERB__CONTROL_SHOW:
+        view_version(stdout, answer, now_s);
+        break;
+    case ALV__CONTROL_VERB__CONTROL_EXPLAIN:
+        view_verdict(stdout, answer, now_s);
+        break;
+    case ALV__CONTROL_VERB__CONTROL_TRACE:
+        view_trace(stdout, answer);
+        break;
+    default:
+        print_value(stdout, answer);
+    }
+}
+
 /* Prints an answer: as it came with --json, else for people. */
-static enum status show(const struct buf *json, struct err *err)
+static enum status show(Alv__ControlVerb verb, const struct buf *json, struct err *err)
 {
     json_error_t error;
     json_t *root = json_loadb((const char *)json->data, json->len, JSON_DECODE_ANY, &error);
@@ -29,7 +57,7 @@ static enum status show(const struct buf *json, struct err *err)
         print_json(root);
         return ST_OK;
     }
-    print_value(stdout, root);
+    show_to_people(verb, root);
     json_decref(root);
     return ST_OK;
 }
@@ -46,7 +74,7 @@ static int ask(struct options *o, const struct control_args *args, Alv__Control 
         join_wipe(&join);
     }
     if (st == ST_OK)
-        st = show(&json, &err);
+        st = show(control->verb, &json, &err);
     buf_release(&json);
     return cli_end(o, st, &err);
 }
@@ -62,10 +90,20 @@ static const struct option_row promote_rows[] = {
     OPTION(struct control_args, expect, OPTION_TEXT, "expect", 0, "N|none",
            "refuse (exit code 4) unless the alias is there now", .no_env = true),
 };
+static const struct option_row list_rows[] = {
+    COMMON_ROWS,
+    OPTION(struct control_args, from, OPTION_U64, "from", 0, "VERSION", "begin below this one; 0: with the newest",
+           .no_env = true, .why = "what was published last is asked for most"),
+};
 static const struct option_row explain_rows[] = {
     COMMON_ROWS,
     OPTION(struct control_args, round, OPTION_FLAG, "round", 0, NULL,
            "the number is a round's: refused rounds have no version", .no_env = true),
+};
+static const struct option_row mark_rows[] = {
+    COMMON_ROWS,
+    OPTION(struct control_args, reason, OPTION_TEXT, "reason", 0, "TEXT", "why; subscribers and people are told",
+           .no_env = true),
 };
 static const struct option_row rollback_rows[] = {
     COMMON_ROWS,
@@ -104,10 +142,12 @@ int cmd_status(int argc, char **argv)
 
 int cmd_versions_list(int argc, char **argv)
 {
-    BEGIN(plain_rows, .command = "versions list", .usage = "", .summary = "Lists what was published, with aliases.",
-          .examples = "alluvium versions list -C ./clinic")
+    BEGIN(list_rows, .command = "versions list", .usage = "", .summary = "Lists what was published, with aliases.",
+          .examples = "alluvium versions list -C ./clinic",
+          .notes = "\"forgotten\" is the worst domain's loss less the loss at its reference, in nats per token.")
     if (o.n_rest)
         FAIL("it takes no arguments");
+    control.number = args.from;
     ASK(VERSIONS);
 }
 
@@ -132,6 +172,27 @@ int cmd_versions_explain(int argc, char **argv)
     if (args.round)
         control.name = by_round;
     ASK(EXPLAIN);
+}
+
+int cmd_versions_mark(int argc, char **argv)
+{
+    BEGIN(mark_rows, .command = "versions mark", .usage = "VERSION withdrawn|tainted|none",
+          .summary = "Says of a version that it must not be used, or that something in it should not be.",
+          .examples = "alluvium versions mark 7 withdrawn --reason 'repeats itself' -C ./clinic\n"
+                      "alluvium versions mark 5 tainted --reason 'saw notes/8812' -C ./clinic\n"
+                      "alluvium versions mark 5 none -C ./clinic",
+          .notes =
+              "A withdrawn version is not taken by subscribers any more; one that has it in place keeps it, and says "
+              "so,\n"
+              "until a higher number comes (alluvium rollback). A tainted one is still taken. none: both marks go.")
+    if (o.n_rest != 2 || !version_number(o.rest[0], &control.number))
+        FAIL("it takes the number of a version and a mark");
+    if (strcmp(o.rest[1], "withdrawn") && strcmp(o.rest[1], "tainted") && strcmp(o.rest[1], "none"))
+        FAIL("a mark is withdrawn, tainted or none");
+    control.name = o.rest[1];
+    if (args.reason)
+        control.value = (char *)(uintptr_t)args.reason;
+    ASK(MARK);
 }
 
 int cmd_promote(int argc, char **argv)
@@ -201,7 +262,7 @@ int cmd_domains_set(int argc, char **argv)
         st = admin_call(&join, &control, (int)args.timeout * 1000, cli_stop_fd(), &json, &err);
     }
     if (st == ST_OK)
-        st = show(&json, &err);
+        st = show(control.verb, &json, &err);
     join_wipe(&join);
     buf_release(&json);
     return cli_end(&o, st, &err);

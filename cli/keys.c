@@ -1,4 +1,4 @@
-/* alluvium keys add|list|revoke: who may connect. Works on the line's directory; a running coordinator hears it at once. */
+/* alluvium keys add|list|revoke|rotate: who may connect, and what signs. Works on the line's directory; a running coordinator hears it at once. */
 #include "net/keys.h"
 
 #include <stdio.h>
@@ -6,9 +6,11 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "base/clock.h"
 #include "cli/cli.h"
 #include "cli/print.h"
 #include "coordinator/dir.h"
+#include "coordinator/signing.h"
 
 enum { DOMAINS_MAX = 64 };
 
@@ -109,6 +111,58 @@ int cmd_keys_add(int argc, char **argv)
     if (!cli_begin(&o, argc, argv, &code))
         return code;
     enum status st = add(&o, &args, &err);
+    return cli_end(&o, st, &err);
+}
+
+struct rotate_args {
+    const char *directory, *root;
+    uint32_t days;
+};
+static const struct option_row rotate_rows[] = {
+    OPTION(struct rotate_args, directory, OPTION_TEXT, "directory", 'C', "DIR", "the line's directory",
+           .why = "the directory one stands in"),
+    OPTION(struct rotate_args, root, OPTION_TEXT, "root", 0, "FILE",
+           "root's secret, wherever it is kept; without: root.key of the directory", .no_env = true),
+    OPTION(struct rotate_args, days, OPTION_U32, "days", 0, "N", "the new key is good for so long; 0: until replaced",
+           .low = 0, .high = 36500, .no_env = true, .why = "a line that nobody looks after goes on"),
+};
+
+int cmd_keys_rotate(int argc, char **argv)
+{
+    struct rotate_args args = {.directory = "."};
+    struct err err = {""};
+    int code;
+    struct options o = {
+        .command = "keys rotate",
+        .usage = "",
+        .summary = "Makes a new release key, certified by root; the old one has no say any more.",
+        .examples = "alluvium keys rotate -C ./clinic --root /media/safe/clinic-root.key\n"
+                    "alluvium keys rotate -C ./clinic --days 365",
+        .notes = "Stop the coordinator first. Its next start signs all versions anew; subscribers go on by themselves, "
+                 "since\n"
+                 "they trust root. When a key may be stolen, rotate it and revoke what else was on that machine.",
+        .rows = rotate_rows,
+        .n_rows = sizeof rotate_rows / sizeof rotate_rows[0],
+        .values = &args,
+    };
+    if (!cli_begin(&o, argc, argv, &code))
+        return code;
+    struct line_dir dir = {.lock_fd = -1};
+    uint64_t end = args.days ? clock_wall_s() + args.days * UINT64_C(86400) : 0;
+    enum status st =
+        o.n_rest ? cli_usage(&o, &err, "it takes no arguments") : line_dir_open(args.directory, &dir, &err);
+    if (st == ST_CONFLICT)
+        err_prefix(&err, st, "stop the coordinator first");
+    if (st == ST_OK)
+        st = signing_rotate(&dir, args.root, end, &err);
+    if (st == ST_OK && common.json)
+        print_json(json_pack("{s:I,s:o}", "serial", (json_int_t)cert_serial(dir.cert), "not_after_s",
+                             end ? json_integer((json_int_t)end) : json_null()));
+    else if (st == ST_OK)
+        printf(
+            "release key %llu of line %s is in place; the next start of the coordinator signs every version with it\n",
+            (unsigned long long)cert_serial(dir.cert), dir.line.s);
+    line_dir_close(&dir);
     return cli_end(&o, st, &err);
 }
 

@@ -9,7 +9,7 @@
 #include "base/clock.h"
 #include "cli/cli.h"
 
-enum { COLUMNS_MAX = 24, CELL_MAX = 60, REAL_DIGITS = 10 /* 0.05, not 0.050000000000000003 */ };
+enum { REAL_DIGITS = 10 /* 0.05, not 0.050000000000000003 */ };
 
 void print_json(json_t *root)
 {
@@ -33,13 +33,6 @@ static bool is_flat(const json_t *value)
     return !json_is_object(value) && !json_is_array(value);
 }
 
-/* Text from the wire goes to a terminal: control characters do not. */
-static void put_clean(struct buf *out, const char *text)
-{
-    for (; *text; text++)
-        buf_put_u8(out, (unsigned char)*text < 0x20 || *text == 0x7f ? '?' : (uint8_t)*text);
-}
-
 static void put_flat(struct buf *out, const json_t *value)
 {
     if (json_is_string(value))
@@ -54,92 +47,72 @@ static void put_flat(struct buf *out, const json_t *value)
         buf_printf(out, "-");
 }
 
-/* One cell: flat, or a list of flat values with commas, or "{...}". */
+/* One cell: a flat value, a list with commas, an object as "key value" pairs. */
 static void put_cell(struct buf *out, const json_t *value)
 {
-    size_t i;
+    size_t i, before = out->len;
     json_t *item;
-    if (!json_is_array(value)) {
-        if (is_flat(value))
-            put_flat(out, value);
-        else
-            buf_printf(out, "{...}");
+    const char *key;
+    if (is_flat(value)) {
+        put_flat(out, value);
         return;
     }
     json_array_foreach(value, i, item)
     {
-        buf_printf(out, i ? ", " : "");
+        buf_printf(out, "%s", i ? ", " : "");
         put_cell(out, item);
     }
-    if (!json_array_size(value))
+    json_object_foreach((json_t *)(uintptr_t)value, key, item)
+    {
+        buf_printf(out, "%s%s ", out->len > before ? ", " : "", key);
+        put_cell(out, item);
+    }
+    if (out->len == before)
         buf_printf(out, "-");
 }
 
-static size_t width_of(const struct buf *cell) /* in characters, not bytes */
+static bool all_numbers(const json_t *rows, const char *key)
 {
-    size_t n = 0;
-    for (size_t i = 0; i < cell->len; i++)
-        n += (cell->data[i] & 0xc0) != 0x80;
-    return n;
-}
-
-static void print_cell(FILE *out, struct buf *cell, size_t width, bool right, bool last)
-{
-    size_t n = width_of(cell);
-    if (right)
-        fprintf(out, "%*s", (int)(width - n), "");
-    fprintf(out, "%s", buf_cstr(cell));
-    if (!right && !last)
-        fprintf(out, "%*s", (int)(width - n), "");
-    fprintf(out, last ? "\n" : "  ");
+    size_t i;
+    json_t *row;
+    json_array_foreach(rows, i, row)
+    {
+        const json_t *value = json_object_get(row, key);
+        if (value && !json_is_number(value) && !json_is_null(value))
+            return false;
+    }
+    return true;
 }
 
 static void print_table(FILE *out, const json_t *rows)
 {
-    const char *names[COLUMNS_MAX];
-    size_t widths[COLUMNS_MAX], n = 0, i, k;
-    bool right[COLUMNS_MAX];
+    const char *names[TABLE_COLUMNS_MAX], *key;
+    size_t n = 0, i, k;
     json_t *row, *value;
-    const char *key;
+    struct buf text = {0};
     json_array_foreach(rows, i, row)
     {
         json_object_foreach(row, key, value)
         {
             for (k = 0; k < n && strcmp(names[k], key); k++)
                 ;
-            if (k == n && n < COLUMNS_MAX) {
-                names[n] = key;
-                widths[n] = strlen(key);
-                right[n++] = true;
-            }
+            if (k == n && n < TABLE_COLUMNS_MAX)
+                names[n++] = key;
         }
     }
-    struct buf cell = {0};
+    for (k = 0; k < n; k++)
+        buf_printf(&text, "%s%s%s", k ? "|" : "", all_numbers(rows, names[k]) ? ">" : "", names[k]);
+    struct table *t = table_new(buf_cstr(&text));
     json_array_foreach(rows, i, row)
     {
         for (k = 0; k < n; k++) {
-            value = json_object_get(row, names[k]);
-            buf_clear(&cell);
-            put_cell(&cell, value);
-            if (width_of(&cell) > widths[k])
-                widths[k] = width_of(&cell);
-            right[k] = right[k] && (!value || json_is_number(value) || json_is_null(value));
+            buf_clear(&text);
+            put_cell(&text, json_object_get(row, names[k]));
+            table_put(t, "%s", buf_cstr(&text));
         }
     }
-    for (k = 0; k < n; k++) {
-        buf_clear(&cell);
-        buf_printf(&cell, "%s", names[k]);
-        print_cell(out, &cell, widths[k], right[k], k + 1 == n);
-    }
-    json_array_foreach(rows, i, row)
-    {
-        for (k = 0; k < n; k++) {
-            buf_clear(&cell);
-            put_cell(&cell, json_object_get(row, names[k]));
-            print_cell(out, &cell, widths[k], right[k], k + 1 == n);
-        }
-    }
-    buf_release(&cell);
+    table_print(&t, out);
+    buf_release(&text);
 }
 
 static bool is_table(const json_t *value)
@@ -151,24 +124,27 @@ static void print_object(FILE *out, const json_t *object)
 {
     const char *key;
     json_t *value;
-    size_t width = 0;
+    unsigned width = 0;
     struct buf cell = {0};
-    json_object_foreach((json_t *)(uintptr_t)object, key, value) if (!is_table(value) && !json_is_object(value) &&
-                                                                     strlen(key) > width) width = strlen(key);
     json_object_foreach((json_t *)(uintptr_t)object, key, value)
     {
-        if (is_table(value) || json_is_object(value))
-            continue;
-        buf_clear(&cell);
-        put_cell(&cell, value);
-        fprintf(out, "%-*s  %s\n", (int)width, key, buf_cstr(&cell));
+        if (!is_table(value) && text_width(key) > width)
+            width = text_width(key);
     }
     json_object_foreach((json_t *)(uintptr_t)object, key, value)
     {
-        if (!is_table(value) && !json_is_object(value))
+        if (is_table(value))
+            continue;
+        buf_clear(&cell);
+        put_cell(&cell, value);
+        fact(out, width, key, "%s", buf_cstr(&cell));
+    }
+    json_object_foreach((json_t *)(uintptr_t)object, key, value)
+    {
+        if (!is_table(value))
             continue;
         fprintf(out, "\n%s\n", key);
-        print_value(out, value);
+        print_table(out, value);
     }
     buf_release(&cell);
 }
@@ -229,26 +205,6 @@ void print_note(const char *command, const char *format, ...)
 }
 
 /* ---- progress ------------------------------------------------------------------------------------------------------ */
-
-void human_bytes(uint64_t bytes, char *out, size_t size)
-{
-    static const char *const units[] = {"B", "KiB", "MiB", "GiB", "TiB"};
-    double v = (double)bytes;
-    unsigned u = 0;
-    while (v >= 1024 && u < 4)
-        v /= 1024, u++;
-    snprintf(out, size, u ? "%.1f %s" : "%.0f %s", v, units[u]);
-}
-
-void human_time(double s, char *out, size_t size)
-{
-    if (s < 60)
-        snprintf(out, size, "%.0f s", s);
-    else if (s < 3600)
-        snprintf(out, size, "%d:%02d min", (int)s / 60, (int)s % 60);
-    else
-        snprintf(out, size, "%d:%02d h", (int)(s / 3600), (int)(s / 60) % 60);
-}
 
 static void count(enum progress_unit unit, uint64_t v, char *out, size_t size)
 {

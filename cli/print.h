@@ -12,11 +12,12 @@
 #include <stdio.h>
 
 #include "base/status.h"
+#include "cli/table.h"
 
 void print_json(json_t *root); /* consumes; one document on standard output */
 void print_json_line(json_t *root);
 
-/* Any JSON for people: an object as "key  value" lines, a list of objects as a table, what is nested under a heading. */
+/* Any JSON for people: an object as "key  value" lines, a list of objects as a table (under a heading when nested). */
 void print_value(FILE *out, const json_t *value);
 
 void print_error(const char *command, enum status status, const char *text);
@@ -33,8 +34,5 @@ struct progress {
 /* `extra` stands behind the bar; may be empty. total 0: unknown. */
 void progress_draw(struct progress *p, uint64_t done, uint64_t total, const char *extra);
 void progress_end(struct progress *p); /* clears the line; a message may follow */
-
-void human_bytes(uint64_t bytes, char *out, size_t size);
-void human_time(double s, char *out, size_t size);
 
 #endif

@@ -15,12 +15,15 @@ enum { TIMEOUT_S = 30, LISTED_MAX = 20 };
 struct retract_args {
     struct line_args line;
     uint32_t timeout;
+    bool taint;
 };
 
 static const struct option_row rows[] = {
     LINE_ROWS(struct retract_args),
     OPTION(struct retract_args, timeout, OPTION_U32, "timeout", 0, "SECONDS", "how long to wait for an answer",
            .low = 1, .high = 3600),
+    OPTION(struct retract_args, taint, OPTION_FLAG, "taint", 0, NULL,
+           "mark every version that saw it as tainted, for all who use them to see", .no_env = true),
 };
 
 /* Asks and parses. */
@@ -39,6 +42,27 @@ static enum status ask(const struct join *join, const struct retract_args *args,
 static uint64_t count(const json_t *object, const char *name)
 {
     return (uint64_t)json_integer_value(json_object_get(object, name));
+}
+
+/* Who has read the trace knows the record; who is told of the mark need not. */
+static enum status taint(const struct join *join, const struct retract_args *args, const json_t *trace, struct err *err)
+{
+    size_t i;
+    json_t *version;
+    enum status st = ST_OK;
+    json_array_foreach(json_object_get(trace, "seen_by"), i, version)
+    {
+        Alv__Control mark = ALV__CONTROL__INIT;
+        json_t *answer = NULL;
+        mark.verb = ALV__CONTROL_VERB__CONTROL_MARK;
+        mark.number = (uint64_t)json_integer_value(version);
+        mark.name = (char[]){"tainted"};
+        mark.value = (char[]){"it saw a record that was retracted"};
+        if (st == ST_OK)
+            st = ask(join, args, &mark, &answer, err);
+        json_decref(answer);
+    }
+    return st;
 }
 
 static void print_holders(const json_t *retraction)
@@ -67,7 +91,7 @@ static void print_holders(const json_t *retraction)
     }
 }
 
-static void print_versions(const json_t *trace)
+static void print_versions(const json_t *trace, bool tainted)
 {
     const json_t *seen = json_object_get(trace, "seen_by");
     size_t n = json_array_size(seen);
@@ -80,11 +104,13 @@ static void print_versions(const json_t *trace)
         printf("%s%" PRIu64, i ? ", " : "", (uint64_t)json_integer_value(json_array_get(seen, i)));
     printf("%s saw it, directly or through their ancestors; their weights keep what they learnt\n",
            n > LISTED_MAX ? ", ..." : "");
-    printf("          to be rid of that: alluvium rollback %" PRIu64 ", the newest that did not\n",
+    printf("          %s\n          to be rid of that: alluvium rollback %" PRIu64 ", the newest that did not\n",
+           tainted ? "they are marked as tainted"
+                   : "to mark them for all who use them: alluvium versions mark N tainted",
            count(trace, "clean"));
 }
 
-static void print_people(const Alv__Control *control, const json_t *answer, const json_t *trace)
+static void print_people(const Alv__Control *control, const json_t *answer, const json_t *trace, bool tainted)
 {
     const json_t *retraction = json_object_get(trace, "retraction");
     printf("%s/%s is retracted: %" PRIu64 " segments; they are never trained or replayed again\n", control->domain,
@@ -93,7 +119,7 @@ static void print_people(const Alv__Control *control, const json_t *answer, cons
                                                        ? "and gone from the files of its database"
                                                        : "the files of its database are being rewritten");
     print_holders(retraction);
-    print_versions(trace);
+    print_versions(trace, tainted);
 }
 
 int cmd_retract(int argc, char **argv)
@@ -105,7 +131,8 @@ int cmd_retract(int argc, char **argv)
                         .command = "retract",
                         .usage = "DOMAIN/RECORD",
                         .summary = "Withdraws a record: it is deleted, and never trained or replayed again.",
-                        .examples = "alluvium retract notes/8812 -C ./clinic",
+                        .examples = "alluvium retract notes/8812 -C ./clinic\n"
+                                    "alluvium retract notes/8812 --taint -C ./clinic",
                         .notes =
                             "Says which workers have yet to erase it and which versions saw it; later: alluvium trace"};
     Alv__Control control = ALV__CONTROL__INIT;
@@ -126,12 +153,14 @@ int cmd_retract(int argc, char **argv)
         control.verb = ALV__CONTROL_VERB__CONTROL_TRACE;
         st = ask(&join, &args, &control, &trace, &err);
     }
+    if (st == ST_OK && args.taint)
+        st = taint(&join, &args, trace, &err);
     join_wipe(&join);
     if (st == ST_OK && common.json) {
         json_object_set(answer, "trace", trace);
         print_json(json_incref(answer));
     } else if (st == ST_OK) {
-        print_people(&control, answer, trace);
+        print_people(&control, answer, trace, args.taint);
     }
     json_decref(answer);
     json_decref(trace);
