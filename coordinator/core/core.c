@@ -342,9 +342,7 @@ static bool load_meta(struct core *core, struct bytes key, struct bytes value)
         if (!key_read_domain(key, &domain, &first) || domain.v >= core->n_domains || !state_link_get(value, &v) ||
             v.source >= first)
             return false;
-        struct domain *d = core->domains[domain.v];
-        GROW(d->links, d->links_n, d->links_cap);
-        d->links[d->links_n++] = (struct link){first, v};
+        domain_add_link(core->domains[domain.v], &(struct link){first, v});
         return true;
     }
     case 'l': {
@@ -582,7 +580,7 @@ static void message(struct core *core, const struct event *event)
                "instance took its place");
         return;
     }
-    m->seen_ms = core->now;
+    roster_heard(core, m);
     switch (event->verb) {
     case VERB_PUSH_OPEN:
         intake_open(core, event);
@@ -631,6 +629,7 @@ static void message(struct core *core, const struct event *event)
 static void tick(struct core *core)
 {
     core->deadline = NEVER;
+    roster_expire(core);
     lease_expire(core);
     evaluate_expire(core);
     release_expire(core);
@@ -638,9 +637,6 @@ static void tick(struct core *core)
         round_aggregate(core);
     else
         wake(core, core->aggregate_at);
-    for (size_t i = 0; i < core->members_n; i++)
-        if (core->members[i]->waiting)
-            wake(core, core->members[i]->until_ms);
     if (core->rest_until > core->now)
         wake(core, core->rest_until);
     if (core->gather_until > core->now)

@@ -39,6 +39,7 @@ void domain_free(struct domain *d)
     free(d->settled);
     free(d->windows);
     free(d->links);
+    free(d->by_source);
     free(d);
 }
 
@@ -264,15 +265,43 @@ static void exclude_here(struct core *core, struct domain *d, uint64_t first, ui
     }
 }
 
+/* Place in by_source of the first link whose source ends behind `offset`. */
+static size_t first_link(const struct domain *d, uint64_t offset)
+{
+    size_t low = 0, high = d->links_n;
+    while (low < high) {
+        size_t mid = (low + high) / 2;
+        const struct state_link *l = &d->links[d->by_source[mid]].l;
+        if (l->source + l->count <= offset)
+            low = mid + 1;
+        else
+            high = mid;
+    }
+    return low;
+}
+
+void domain_add_link(struct domain *d, const struct link *link)
+{
+    size_t at = first_link(d, link->l.source);
+    GROW(d->links, d->links_n, d->links_cap);
+    if (d->by_source_cap < d->links_cap)
+        d->by_source = xrealloc_array(d->by_source, d->by_source_cap = d->links_cap, sizeof *d->by_source);
+    memmove(d->by_source + at + 1, d->by_source + at, (d->links_n - at) * sizeof *d->by_source);
+    d->by_source[at] = (uint32_t)d->links_n;
+    d->links[d->links_n++] = *link;
+}
+
 void domain_exclude(struct core *core, struct domain *d, uint64_t first, uint32_t count, enum segment_state state)
 {
     exclude_here(core, d, first, count, state);
-    for (size_t i = 0; i < d->links_n; i++) { /* a link's source is lower than itself, so this ends */
-        struct link l = d->links[i];
+    for (size_t i = first_link(d, first); i < d->links_n; i++) { /* a link's source is lower than itself: this ends */
+        struct link l = d->links[d->by_source[i]];
         uint64_t from = first > l.l.source ? first : l.l.source;
         uint64_t to = first + count < l.l.source + l.l.count ? first + count : l.l.source + l.l.count;
-        if (from < to)
-            domain_exclude(core, d, l.first + (from - l.l.source), (uint32_t)(to - from), state);
+        core->scanned++;
+        if (from >= to)
+            break;
+        domain_exclude(core, d, l.first + (from - l.l.source), (uint32_t)(to - from), state);
     }
     domain_settle(core, d);
 }
@@ -288,8 +317,7 @@ void domain_repeat(struct core *core, struct domain *d, uint64_t first, uint32_t
         exclude_here(core, d, first, count, SEG_SUPERSEDED);
     domain_append(core, d, sizes, count);
     free(sizes);
-    GROW(d->links, d->links_n, d->links_cap);
-    d->links[d->links_n++] = link;
+    domain_add_link(d, &link);
     PUT(core, FAMILY_META, key_domain('k', d->id, link.first), state_link, &link.l);
     domain_settle(core, d);
 }

@@ -74,6 +74,8 @@ struct domain {
         struct state_link l;
     } * links; /* ascending first */
     size_t links_n, links_cap;
+    uint32_t *by_source; /* links_n indices, ascending source: no segment is repeated twice, so sources are disjoint */
+    size_t by_source_cap;
     uint64_t count[SEG_STATES], bytes[SEG_STATES]; /* of slots */
     uint64_t hint;                                 /* no pending segment below */
 };
@@ -82,8 +84,11 @@ struct member { /* a peer that said hello: (plane, key, instance) */
     struct peer peer;
     uint8_t instance[16];
     uint64_t boot, seen_ms;
-    bool here;    /* its connection is not known to be closed */
-    bool waiting; /* a long poll is parked */
+    bool here;                    /* its connection is not known to be closed */
+    bool waiting;                 /* a long poll is parked */
+    size_t wait_at, timer_at;     /* waiting: places in core->waiting and core->timers */
+    struct queue *queue;          /* that it stands in, or NULL */
+    struct member *older, *newer; /* its neighbours there */
     uint64_t request, until_ms;
     char fingerprint[STATE_TEXT_MAX + 1];
     uint32_t tokens_per_s;
@@ -93,11 +98,17 @@ struct member { /* a peer that said hello: (plane, key, instance) */
     char target[128], error[256];
 };
 
+struct queue { /* of members, by when they were last heard of */
+    struct member *oldest, *newest;
+    size_t n;
+};
+
 struct lease {
     struct state_lease s;
     uint64_t silent_at; /* granted: when it goes back */
     uint64_t granted_ms;
     uint32_t done, total;
+    uint32_t tokens_per_s;    /* its holder's, as last reported; 0: not yet */
     struct state_delta delta; /* accepted */
 };
 
@@ -229,17 +240,24 @@ struct core {
     struct member *members[MEMBERS_MAX];
     size_t members_n;
     struct map member_by_conn, member_by_id;
-    uint32_t parked_workers, parked_watchers;
+    struct member **waiting[PLANES]; /* long polls that are parked, in no order */
+    size_t waiting_n[PLANES], waiting_cap[PLANES];
+    struct member **timers; /* the same as a binary heap: who waits for the shortest time is first */
+    size_t timers_n, timers_cap;
+    struct queue present, gone; /* workers heard of within PRESENT_MS; members whose connection is closed */
+    uint64_t scanned;           /* members, leases and links looked at, one by one, by all steps so far */
 
     struct state_round round;
     struct lease *leases[ROUND_LEASES_MAX];
     uint32_t n_leases, n_open, n_accepted;
     uint64_t pending_since;               /* NEVER: nothing pending */
     uint64_t round_granted_ms, quorum_ms; /* NEVER: not yet */
-    uint64_t aggregate_at;                /* retry; NEVER: none */
-    uint64_t rest_until;                  /* after a refusal: no round before */
-    uint64_t gather_until;                /* a worker has just come */
-    bool round_wanted;                    /* CONTROL_ROUND */
+    bool pace_known;                      /* expected_ms is of the leases as they are */
+    double expected_ms;
+    uint64_t aggregate_at; /* retry; NEVER: none */
+    uint64_t rest_until;   /* after a refusal: no round before */
+    uint64_t gather_until; /* a worker has just come */
+    bool round_wanted;     /* CONTROL_ROUND */
     struct old_ack *old_acks;
     size_t old_acks_n;
     struct evaluation eval;
@@ -321,6 +339,7 @@ void domain_repeat(struct core *core, struct domain *d, uint64_t first, uint32_t
  * freezings windows only leave: those whose text went. */
 void domain_hold_out(struct core *core, struct domain *d, uint64_t offset, enum probe_part part);
 void domain_freeze_probe(struct core *core, struct domain *d);
+void domain_add_link(struct domain *d, const struct link *link);
 void domain_load_window(const struct core *core, struct domain *d, uint64_t offset, const struct state_windows *v);
 void domain_drop_windows(struct core *core, struct domain *d, uint64_t first, uint32_t count);
 uint64_t domain_tokens(const struct core *core, const struct domain *d, uint64_t bytes);
@@ -344,7 +363,9 @@ struct hash16 roster_id(const struct core *core, const struct peer *peer, const 
 struct member *roster_find(struct core *core, const struct peer *peer);
 void roster_park(struct core *core, struct member *m, uint64_t request, uint32_t wait_ms);
 void roster_unpark(struct core *core, struct member *m);
-uint32_t roster_workers(const struct core *core); /* present */
+uint32_t roster_workers(struct core *core); /* present */
+void roster_heard(struct core *core, struct member *m);
+void roster_expire(struct core *core); /* answers whose wait is over */
 void roster_release(struct core *core);
 
 /* ---- planner.c */
@@ -363,6 +384,7 @@ void lease_commit(struct core *core, const struct event *event, struct member *m
 void lease_newer_boot(struct core *core, const struct member *m);
 void lease_undelivered(struct core *core, const struct member *m); /* its connection is gone: what it had not begun */
 void lease_serve(struct core *core);                               /* gives what is open to who waits */
+void lease_none(struct core *core, struct member *m);              /* answers a waiting worker: nothing to do */
 void lease_tell(struct core *core); /* answers who waits, so that it applies the newest exclusions */
 void lease_expire(struct core *core);
 void lease_store(struct core *core, struct lease *l);
@@ -417,6 +439,7 @@ enum status release_rollback(struct core *core, const struct event *event, struc
 enum status release_mark(struct core *core, uint64_t number, const char *kind, const char *reason, struct err *err);
 enum status release_promote(struct core *core, const char *alias, uint64_t number, const uint64_t *expect,
                             struct err *err);
+void release_answer(struct core *core, struct member *m); /* a waiting subscriber, with what there is */
 void release_watch(struct core *core, const struct event *event, struct member *m);
 void release_serve(struct core *core); /* answers watchers */
 const struct version *version_find(const struct core *core, uint64_t number);

@@ -31,6 +31,7 @@ struct lease *lease_find(struct core *core, uint64_t id, uint32_t *index)
 void lease_store(struct core *core, struct lease *l)
 {
     PUT(core, FAMILY_LEASES, key_u64('l', l->s.id), state_lease, &l->s);
+    core->pace_known = false;
 }
 
 static void set_all(struct core *core, struct lease *l, enum segment_state state, uint64_t ref)
@@ -127,7 +128,7 @@ static void give_back(struct core *core, uint32_t index, bool failed)
     lease_store(core, l);
 }
 
-static void no_task(struct core *core, struct member *m)
+void lease_none(struct core *core, struct member *m)
 {
     Alv__Task *none = new_message(&alv__task__descriptor);
     none->exclusion_seq = core->exclusions_n;
@@ -146,19 +147,12 @@ void lease_expire(struct core *core)
         else
             wake(core, l->silent_at);
     }
-    for (size_t i = 0; i < core->members_n; i++) {
-        struct member *m = core->members[i];
-        if (!m->waiting || m->until_ms > core->now || m->peer.plane != PLANE_WORK)
-            continue;
-        no_task(core, m);
-    }
 }
 
 void lease_tell(struct core *core)
 {
-    for (size_t i = 0; i < core->members_n && core->parked_workers; i++)
-        if (core->members[i]->waiting && core->members[i]->peer.plane == PLANE_WORK)
-            no_task(core, core->members[i]);
+    while (core->waiting_n[PLANE_WORK])
+        lease_none(core, core->waiting[PLANE_WORK][0]);
 }
 
 void lease_newer_boot(struct core *core, const struct member *m)
@@ -306,6 +300,7 @@ static bool grant(struct core *core, uint32_t index, struct member *m)
     l->s.key = m->peer.key;
     memcpy(l->s.instance, m->instance, 16);
     l->done = l->total = 0;
+    l->tokens_per_s = m->tokens_per_s;
     l->granted_ms = core->now;
     l->silent_at = core->now + core->config.settings.lease_silence_ms;
     if (core->round_granted_ms == NEVER)
@@ -327,10 +322,10 @@ void lease_serve(struct core *core)
 {
     bool leases = core->round.phase == ROUND_OPEN && core->n_open;
     bool tasks = core->round.phase == ROUND_EVALUATING && core->eval.n_open;
-    for (size_t i = 0; i < core->members_n && core->parked_workers && (leases || tasks); i++) {
-        struct member *m = core->members[i];
-        if (!m->waiting || m->peer.plane != PLANE_WORK)
-            continue;
+    for (size_t i = core->waiting_n[PLANE_WORK]; i-- > 0 && (leases || tasks);) { /* who is answered leaves his place
+                                                                                   * to one that was looked at */
+        struct member *m = core->waiting[PLANE_WORK][i];
+        core->scanned++;
         if (tasks)
             evaluate_grant(core, m);
         for (uint32_t j = 0; leases && core->n_open && j < core->n_leases;)
@@ -390,6 +385,8 @@ void lease_progress(struct core *core, const struct event *event, struct member 
         struct lease *l = lease_find(core, p->task, NULL);
         ok->abandon = !l || l->s.generation != p->generation || !holds(l, m);
         if (!ok->abandon) {
+            core->pace_known &= l->tokens_per_s == m->tokens_per_s;
+            l->tokens_per_s = m->tokens_per_s;
             l->done = p->done;
             l->total = p->total ? p->total : 1;
             l->silent_at = core->now + core->config.settings.lease_silence_ms;

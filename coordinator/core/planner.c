@@ -176,7 +176,7 @@ uint32_t planner_ranges(uint32_t n_leases)
 void planner_open_round(struct core *core)
 {
     const struct settings *s = &core->config.settings;
-    if (core->round.phase != ROUND_NONE || core->counters.stopped || core->disk_low || !core->parked_workers ||
+    if (core->round.phase != ROUND_NONE || core->counters.stopped || core->disk_low || !core->waiting_n[PLANE_WORK] ||
         core->pending_since == NEVER || core->rest_until > core->now || core->gather_until > core->now ||
         core->held_n >= QUARANTINES_MAX)
         return;

@@ -599,7 +599,7 @@ enum status release_rollback(struct core *core, const struct event *event, struc
 
 /* ---- watchers */
 
-static void answer_watch(struct core *core, struct member *m)
+void release_answer(struct core *core, struct member *m)
 {
     Alv__WatchReply *out = new_message(&alv__watch_reply__descriptor);
     size_t bytes = 0;
@@ -654,7 +654,7 @@ void release_watch(struct core *core, const struct event *event, struct member *
     m->watch_alias = w->alias_seq;
     roster_park(core, m, event->request, w->wait_ms);
     if (has_news(core, m) || !w->wait_ms)
-        answer_watch(core, m);
+        release_answer(core, m);
 }
 
 void release_serve(struct core *core)
@@ -665,19 +665,15 @@ void release_serve(struct core *core)
         return;
     core->served_version = core->counters.version;
     core->served_aliases = core->aliases.seq;
-    for (size_t i = 0; i < core->members_n && core->parked_watchers; i++) {
-        struct member *m = core->members[i];
-        if (m->waiting && m->peer.plane == PLANE_MODELS && has_news(core, m))
-            answer_watch(core, m);
+    for (size_t i = core->waiting_n[PLANE_MODELS]; i-- > 0;) { /* as in lease_serve() */
+        struct member *m = core->waiting[PLANE_MODELS][i];
+        core->scanned++;
+        if (has_news(core, m))
+            release_answer(core, m);
     }
 }
 
 void release_expire(struct core *core)
 {
-    for (size_t i = 0; i < core->members_n; i++) {
-        struct member *m = core->members[i];
-        if (m->waiting && m->until_ms <= core->now && m->peer.plane == PLANE_MODELS)
-            answer_watch(core, m);
-    }
     wake(core, core->now + ALIASES_AGAIN_S * UINT64_C(1000));
 }

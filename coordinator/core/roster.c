@@ -35,22 +35,119 @@ struct member *roster_find(struct core *core, const struct peer *peer)
     return m->peer.conn == peer->conn && name_eq(&m->peer.key, &peer->key) ? m : NULL;
 }
 
+/* ---- who waits: one list a plane, and all of them in a heap by when their wait is over */
+
+static void timer_put(struct core *core, size_t at, struct member *m)
+{
+    core->timers[at] = m;
+    m->timer_at = at;
+}
+
+static void timer_up(struct core *core, size_t at, struct member *m)
+{
+    for (; at && m->until_ms < core->timers[(at - 1) / 2]->until_ms; at = (at - 1) / 2)
+        timer_put(core, at, core->timers[(at - 1) / 2]);
+    timer_put(core, at, m);
+}
+
+static void timer_down(struct core *core, size_t at, struct member *m)
+{
+    for (size_t child; (child = 2 * at + 1) < core->timers_n; at = child) {
+        if (child + 1 < core->timers_n && core->timers[child + 1]->until_ms < core->timers[child]->until_ms)
+            child++;
+        if (core->timers[child]->until_ms >= m->until_ms)
+            break;
+        timer_put(core, at, core->timers[child]);
+    }
+    timer_put(core, at, m);
+}
+
 void roster_unpark(struct core *core, struct member *m)
 {
-    if (m->waiting)
-        --*(m->peer.plane == PLANE_WORK ? &core->parked_workers : &core->parked_watchers);
+    enum plane plane = m->peer.plane;
+    if (!m->waiting)
+        return;
     m->waiting = false;
+    struct member *last = core->waiting[plane][--core->waiting_n[plane]];
+    core->waiting[plane][last->wait_at = m->wait_at] = last;
+    struct member *moved = core->timers[--core->timers_n];
+    if (moved == m)
+        return;
+    timer_down(core, m->timer_at, moved);
+    timer_up(core, moved->timer_at, moved);
 }
 
 void roster_park(struct core *core, struct member *m, uint64_t request, uint32_t wait_ms)
 {
+    enum plane plane = m->peer.plane;
     roster_unpark(core, m);
-    ++*(m->peer.plane == PLANE_WORK ? &core->parked_workers : &core->parked_watchers);
     m->waiting = true;
     m->request = request;
     m->until_ms = core->now + (wait_ms < LIMIT_WAIT_MS ? wait_ms : LIMIT_WAIT_MS);
+    GROW(core->waiting[plane], core->waiting_n[plane], core->waiting_cap[plane]);
+    m->wait_at = core->waiting_n[plane]++;
+    core->waiting[plane][m->wait_at] = m;
+    GROW(core->timers, core->timers_n, core->timers_cap);
+    timer_up(core, core->timers_n++, m);
     wake(core, m->until_ms);
 }
+
+void roster_expire(struct core *core)
+{
+    while (core->timers_n && core->timers[0]->until_ms <= core->now) {
+        core->scanned++;
+        if (core->timers[0]->peer.plane == PLANE_WORK)
+            lease_none(core, core->timers[0]);
+        else
+            release_answer(core, core->timers[0]);
+    }
+    if (core->timers_n)
+        wake(core, core->timers[0]->until_ms);
+}
+
+/* ---- who was heard of when */
+
+static void leave_queue(struct member *m)
+{
+    struct queue *q = m->queue;
+    if (!q)
+        return;
+    *(m->older ? &m->older->newer : &q->oldest) = m->newer;
+    *(m->newer ? &m->newer->older : &q->newest) = m->older;
+    m->older = m->newer = NULL;
+    m->queue = NULL;
+    q->n--;
+}
+
+static void join_queue(struct queue *q, struct member *m)
+{
+    leave_queue(m);
+    m->older = q->newest;
+    *(q->newest ? &q->newest->newer : &q->oldest) = m;
+    q->newest = m;
+    m->queue = q;
+    q->n++;
+}
+
+void roster_heard(struct core *core, struct member *m)
+{
+    m->seen_ms = core->now;
+    if (m->peer.plane == PLANE_WORK)
+        join_queue(&core->present, m);
+    else
+        leave_queue(m);
+}
+
+uint32_t roster_workers(struct core *core)
+{
+    while (core->present.n && core->now - core->present.oldest->seen_ms >= PRESENT_MS) {
+        core->scanned++;
+        leave_queue(core->present.oldest);
+    }
+    return (uint32_t)core->present.n;
+}
+
+/* ---- coming and going */
 
 /* Takes a member out; the last one moves to its place. */
 static void remove_at(struct core *core, size_t at)
@@ -58,6 +155,7 @@ static void remove_at(struct core *core, size_t at)
     struct member *m = core->members[at];
     struct hash16 conn = conn_key(&m->peer), id = roster_id(core, &m->peer, m->instance);
     roster_unpark(core, m);
+    leave_queue(m);
     map_delete(&core->member_by_conn, &conn);
     map_delete(&core->member_by_id, &id);
     free(m);
@@ -78,14 +176,14 @@ static bool make_room(struct core *core)
 {
     if (core->members_n < MEMBERS_MAX)
         return true;
-    size_t oldest = MEMBERS_MAX;
-    for (size_t i = 0; i < core->members_n; i++)
-        if (!core->members[i]->here &&
-            (oldest == MEMBERS_MAX || core->members[i]->seen_ms < core->members[oldest]->seen_ms))
-            oldest = i;
-    if (oldest == MEMBERS_MAX)
+    uint64_t at;
+    struct member *m = core->gone.oldest;
+    struct hash16 id;
+    if (!m)
         return false;
-    remove_at(core, oldest);
+    id = roster_id(core, &m->peer, m->instance);
+    CHECK(map_get(&core->member_by_id, &id, &at));
+    remove_at(core, at);
     return true;
 }
 
@@ -98,6 +196,7 @@ void roster_gone(struct core *core, const struct peer *peer)
     map_delete(&core->member_by_conn, &conn);
     roster_unpark(core, m);
     m->here = false; /* leases it works on live on: it may come back on another connection */
+    join_queue(&core->gone, m);
     if (m->peer.plane == PLANE_WORK)
         lease_undelivered(core, m);
 }
@@ -138,7 +237,7 @@ static struct member *admit(struct core *core, const struct event *event, const 
     }
     map_put(&core->member_by_conn, &conn, at);
     core->members[at]->here = true;
-    core->members[at]->seen_ms = core->now;
+    roster_heard(core, core->members[at]);
     return core->members[at];
 }
 
@@ -213,21 +312,14 @@ void roster_hello(struct core *core, const struct event *event)
     reply(core, &event->peer, event->request, VERB_HELLO_OK, ok);
 }
 
-uint32_t roster_workers(const struct core *core)
-{
-    uint32_t n = 0;
-    for (size_t i = 0; i < core->members_n; i++) {
-        const struct member *m = core->members[i];
-        n += m->peer.plane == PLANE_WORK && m->here && core->now - m->seen_ms < PRESENT_MS;
-    }
-    return n;
-}
-
 void roster_release(struct core *core)
 {
     for (size_t i = 0; i < core->members_n; i++)
         free(core->members[i]);
     core->members_n = 0;
+    for (unsigned plane = 0; plane < PLANES; plane++)
+        free(core->waiting[plane]);
+    free(core->timers);
     map_release(&core->member_by_conn);
     map_release(&core->member_by_id);
 }

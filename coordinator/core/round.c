@@ -74,23 +74,21 @@ void round_cancel(struct core *core)
 }
 
 /* How long a lease of this round should take: by the slowest rate its workers report, but at least as long as the
- * quorum took. */
-static double expected_ms(const struct core *core)
+ * quorum took. Looked up again only when a lease or a rate has changed. */
+static double expected_ms(struct core *core)
 {
-    double longest = (double)(core->quorum_ms - core->round_granted_ms);
+    double quorum = (double)(core->quorum_ms - core->round_granted_ms);
     double share = (1000 - core->config.settings.anchor_permille - core->config.settings.history_permille) / 1000.0;
-    for (size_t i = 0; i < core->members_n; i++) {
-        const struct member *m = core->members[i];
-        if (m->peer.plane != PLANE_WORK || !m->here || !m->tokens_per_s)
-            continue;
-        for (uint32_t j = 0; j < core->n_leases; j++) {
-            const struct state_lease *s = &core->leases[j]->s;
-            double ms = (double)s->tokens / share / m->tokens_per_s * 1000;
-            if (s->phase == LEASE_GRANTED && !memcmp(s->instance, m->instance, 16) && ms > longest)
-                longest = ms;
-        }
+    for (uint32_t i = 0; i < core->n_leases && !core->pace_known; i++) {
+        const struct lease *l = core->leases[i];
+        double ms = l->tokens_per_s ? (double)l->s.tokens / share / l->tokens_per_s * 1000 : 0;
+        core->expected_ms = i == 0 ? 0 : core->expected_ms;
+        core->scanned++;
+        if (l->s.phase == LEASE_GRANTED && ms > core->expected_ms)
+            core->expected_ms = ms;
     }
-    return longest;
+    core->pace_known = true;
+    return core->expected_ms > quorum ? core->expected_ms : quorum;
 }
 
 void round_check(struct core *core)

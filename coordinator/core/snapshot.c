@@ -127,6 +127,7 @@ void core_snapshot(const struct core *core, uint64_t now_ms, struct snapshot *ou
     out->anchor_permille = core->config.settings.anchor_permille;
     out->history_permille = core->config.settings.history_permille;
     out->sample_k = core->config.settings.sample_k;
+    out->scanned = core->scanned;
     out->erasures = core->counters.erasures;
     out->purged = core->counters.purged;
     out->n_holders = core_holders(core, core->erase_seq, NULL, 0);

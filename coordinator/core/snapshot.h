@@ -75,6 +75,7 @@ struct snapshot {
     struct alias aliases[ALIASES_MAX];
     uint64_t exclusions, quarantined;                     /* entries of the log; held leases */
     uint32_t anchor_permille, history_permille, sample_k; /* what a lease mixes in, as the line is set */
+    uint64_t scanned;          /* members, leases and links looked at one by one, in all steps */
     uint64_t erasures, purged; /* retractions; those whose text left the files of the database */
     uint32_t n_holders;        /* workers that have yet to erase a retracted text */
 };

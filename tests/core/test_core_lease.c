@@ -1,4 +1,5 @@
 /* Leases: what a round's leases hold, generations, silence, lost answers, superseded deltas, held data, restarts. */
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -416,6 +417,55 @@ static void test_a_lease_of_nothing_goes(void)
     world_close(&w);
 }
 
+/* What is looked at one by one while five workers and five subscribers wait, text comes and time passes, in a line where
+ * `gone` workers have been before. */
+static uint64_t scanned_by(unsigned gone)
+{
+    struct world w;
+    struct snapshot *s = calloc(1, sizeof *s);
+    world_open(&w);
+    for (unsigned i = 0; i < gone; i++) {
+        struct peer p = world_peer(PLANE_WORK, 1000 + i);
+        snprintf(p.key.s, sizeof p.key.s, "pool-%u", i);
+        EXPECT_EQ(world_hello(&w, p, 60, 1), ST_OK);
+        struct event event = {.kind = EVENT_PEER_GONE, .peer = p};
+        world_step(&w, &event);
+    }
+    for (uint8_t i = 0; i < 5; i++) {
+        struct peer a = world_peer(PLANE_WORK, 100 + i), b = world_peer(PLANE_MODELS, 200 + i);
+        Alv__Watch watch = ALV__WATCH__INIT;
+        EXPECT(world_hello(&w, a, 10 + i, 1) == ST_OK && world_hello(&w, b, 20 + i, 1) == ST_OK);
+        world_task(&w, a);
+        watch.alias_seq = 1000;
+        watch.wait_ms = 20000;
+        world_send(&w, b, VERB_WATCH, &watch);
+    }
+    core_snapshot(w.core, w.now, s);
+    uint64_t before = s->scanned;
+    struct peer p = world_peer(PLANE_INGEST, 10);
+    EXPECT_EQ(world_hello(&w, p, 1, 1), ST_OK);
+    uint64_t producer = world_push_open(&w, p, "a", "code", NULL);
+    for (unsigned i = 0; i < 50; i++) {
+        char prefix[16];
+        snprintf(prefix, sizeof prefix, "r%u-", i);
+        world_push_many(&w, p, producer, 3 * i, prefix, 3, 100);
+        world_tick(&w, 100);
+    }
+    world_tick(&w, 60000);
+    core_snapshot(w.core, w.now, s);
+    uint64_t after = s->scanned;
+    free(s);
+    world_close(&w);
+    return after - before;
+}
+
+static void test_a_step_costs_the_same_whoever_was_there_before(void)
+{
+    uint64_t few = scanned_by(5), many = scanned_by(2000);
+    EXPECT(few > 0 && few < 200);
+    EXPECT_EQ(many, few);
+}
+
 static void test_planted_stale_generation(void)
 {
     struct world w;
@@ -448,6 +498,7 @@ int main(void)
     RUN(test_text_that_went_since_the_grant_is_no_failure);
     RUN(test_a_lost_grant_is_planned_anew);
     RUN(test_a_lease_of_nothing_goes);
+    RUN(test_a_step_costs_the_same_whoever_was_there_before);
     RUN(test_planted_stale_generation);
     return harness_end();
 }
