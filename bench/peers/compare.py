@@ -2,9 +2,10 @@
 """Our training (or scoring) beside PyTorch + PEFT on the same tokens: both stay loaded and take steps in turn.
 
 usage: compare.py train|eval BASE.gguf [--tcmalloc] [--steps 5] [--samples 4] [--seq 512] [--rank 16] [--threads 2]
-                  [--dtype f32|bf16] [--checkpoint] [--bench build/release/bench] [--json FILE] [-- OPTIONS OF OURS]
+                  [--dtype f32|bf16] [--checkpoint] [--ops blas|dnnl] [--against torch|blas] [--bench build/release/bench]
+                  [--json FILE]
 
-Needs bench/peers/venv, and Debian's libtcmalloc-minimal4 for --tcmalloc. Prints the medians after one warm step each, the
+--ops is our back end; with --against blas the peer is our own bench with OpenBLAS. Else it needs bench/peers/venv, and Debian's libtcmalloc-minimal4 for --tcmalloc. Prints the medians after one warm step each, the
 ratio of tokens/s, of peak memory, and both first losses, which must agree: they are of the same base on the same tokens.
 """
 import argparse
@@ -55,22 +56,27 @@ def main():
     p.add_argument("--checkpoint", action="store_true")
     p.add_argument("--bench", default=os.path.join(ROOT, "build/release/bench"))
     p.add_argument("--json")
-    p.add_argument("ours", nargs="*", help="further options of bench_train or bench_eval")
+    p.add_argument("--ops", default="blas")
+    p.add_argument("--against", choices=["torch", "blas"], default="torch")
     a = p.parse_args()
     sizes = ["--samples", a.samples, "--seq", a.seq, "--threads", a.threads] + (["--rank", a.rank] * (a.what == "train"))
     sizes = [str(x) for x in sizes]
     env = {**os.environ, **({"LD_PRELOAD": TCMALLOC} if a.tcmalloc else {})}
     if a.tcmalloc and not os.path.exists(TCMALLOC):
         sys.exit(f"compare.py: {TCMALLOC} is missing: install libtcmalloc-minimal4")
-    peer = Runner([os.path.join(ROOT, "build/peers/bin/python"), os.path.join(HERE, "torch_peer.py"), a.what, a.base,
-                   "--dtype", a.dtype, *(["--checkpoint"] if a.checkpoint else []), *sizes], env)
-    print(peer.line(), flush=True)
-    ours = Runner([os.path.join(a.bench, "bench_" + a.what), "--base", a.base, "--turns", *sizes, *a.ours])
+    bench = [os.path.join(a.bench, "bench_" + a.what), "--base", a.base, "--turns", *sizes, "--ops"]
+    if a.against == "torch":
+        peer = Runner([os.path.join(ROOT, "build/peers/bin/python"), os.path.join(HERE, "torch_peer.py"), a.what, a.base,
+                       "--dtype", a.dtype, *(["--checkpoint"] if a.checkpoint else []), *sizes], env)
+        print(peer.line(), flush=True)
+    else:
+        peer = Runner([*bench, "blas"])
+    ours = Runner([*bench, a.ops])
     for _ in range(a.steps + 1):
         ours.step(), peer.step()
         print(f"  ours {ours.wall[-1]:.2f} s, peer {peer.wall[-1]:.2f} s", flush=True)
     rows = a.samples * a.seq
-    result = {"what": a.what, "rows": rows, "dtype": a.dtype, "tcmalloc": a.tcmalloc, "steps": a.steps}
+    result = {"what": a.what, "ops": a.ops, "against": a.against, "rows": rows, "dtype": a.dtype, "tcmalloc": a.tcmalloc, "steps": a.steps}
     for name, r in (("ours", ours), ("peer", peer)):
         peak, wall, cpu = r.end(), statistics.median(r.wall[1:]), statistics.median(r.cpu[1:])
         result[name] = {"tokens_per_s": rows / wall, "cpu_s": cpu, "peak_mb": peak / 1e6, "first_loss": r.losses[0]}
