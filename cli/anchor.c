@@ -30,13 +30,17 @@ static const struct option_row rows[] = {
            "the base model: a GGUF file or a Hugging Face directory"),
     OPTION(struct args, out, OPTION_TEXT, "out", 'o', "FILE", "JSONL to write; what is there already is kept",
            .no_env = true),
-    OPTION(struct args, texts, OPTION_U32, "texts", 'n', "N", "records in the file at the end", .low = 1, .high = 1e7),
+    OPTION(struct args, texts, OPTION_U32, "texts", 'n', "N", "records in the file at the end", .low = 1, .high = 1e7,
+           .why = "half of what a domain's sample holds: replay sees each now and then"),
     OPTION(struct args, tokens, OPTION_U32, "max-tokens", 0, "N", "of a text, or of a message", .low = 16,
-           .high = 32768),
+           .high = 32768, .why = "about a segment of 2 KiB"),
     OPTION(struct args, chat_percent, OPTION_U32, "chat", 0, "PERCENT",
-           "of the batches are chats, if the base has a template that is known; else none", .low = 0, .high = 100),
-    OPTION(struct args, seed, OPTION_U64, "seed", 0, "N", "another seed, other texts: for an anchor and a sentinel"),
-    OPTION(struct args, threads, OPTION_U32, "threads", 't', "N", "0: the CPUs it may use", .low = 0, .high = 64),
+           "of the batches are chats, if the base has a template that is known; else none", .low = 0, .high = 100,
+           .why = "a chat model's past is both"),
+    OPTION(struct args, seed, OPTION_U64, "seed", 0, "N", "another seed, other texts: for an anchor and a sentinel",
+           .why = "the first"),
+    OPTION(struct args, threads, OPTION_U32, "threads", 't', "N", "0: the CPUs it may use", .low = 0, .high = 64,
+           .why = "all that the scheduler or the control group gave it"),
 };
 
 struct writer {

@@ -21,7 +21,7 @@ struct retract_args {
 static const struct option_row rows[] = {
     LINE_ROWS(struct retract_args),
     OPTION(struct retract_args, timeout, OPTION_U32, "timeout", 0, "SECONDS", "how long to wait for an answer",
-           .low = 1, .high = 3600),
+           .low = 1, .high = 3600, .why = "longer than any answer of a coordinator that is alive"),
     OPTION(struct retract_args, taint, OPTION_FLAG, "taint", 0, NULL,
            "mark every version that saw it as tainted, for all who use them to see", .no_env = true),
 };
