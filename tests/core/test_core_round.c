@@ -270,7 +270,8 @@ static void test_probe_sets(void)
     bool there;
     struct state_verdict v = verdict_of(&w, 2, 0, &there);
     EXPECT(there && memmem(v.text.data, v.text.len, "\"probe_set\":2", 13));
-    fill(&w, "c", 8); /* nothing is missing: the set stays */
+    EXPECT(memmem(v.text.data, v.text.len, "\"available\":20", 14)); /* who waits is not looked at */
+    fill(&w, "c", 8);                                                /* nothing is missing: the set stays */
     world_work(&w, workers, WORKERS);
     EXPECT(look(&w)->version == 3 && snap->domains[1].probe_set == 2);
     world_close(&w);
