@@ -11,8 +11,7 @@
  * Restoring checks everything: each file against the index, each block of the database, the witness, the signature and parent
  * of each version, the blobs that the line needs. Then it makes sure that the line, which has forgotten what came after the
  * backup, never gives out again a number of that time: sessions, rounds, leases and alias statements go on a million further,
- * versions above `version_seen` (at least a thousand further); earlier sessions are forgotten, so that work they gave out is
- * refused; the next start is a new incarnation. Positions of producers are as they were: a push compares and sends what is
+ * versions above `version_seen` (at least a thousand further); work that was given out before is refused; the next start is a new incarnation. Positions of producers are as they were: a push compares and sends what is
  * missing.
  */
 #ifndef COORDINATOR_BACKUP_H

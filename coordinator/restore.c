@@ -221,7 +221,8 @@ static enum status jump_counters(struct restoring *r, struct batch *batch, struc
     return st;
 }
 
-/* One session is left, of an incarnation that nobody served: what earlier ones gave out is refused. */
+/* A session that nobody served ends the chain that was: the gap before it tells the core what is forgotten, and that the work
+ * that was given out before is not to be taken any more. */
 static enum status jump_session(struct restoring *r, struct batch *batch, struct err *err)
 {
     struct state_session last;
@@ -229,8 +230,6 @@ static enum status jump_session(struct restoring *r, struct batch *batch, struct
     enum status st = facts_session(r->log, &last, err);
     if (st)
         return st;
-    struct state_key from = key_u64('S', 0), to = key_u64('S', UINT64_MAX);
-    batch_delete_range(batch, FAMILY_META, from.b, from.len, to.b, to.len);
     struct state_session next = {.counter = last.counter + JUMP};
     memcpy(next.previous, last.incarnation, sizeof next.previous);
     random_bytes(next.incarnation, sizeof next.incarnation);

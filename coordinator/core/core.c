@@ -177,6 +177,22 @@ bool session_known(const struct core *core, uint64_t counter, ProtobufCBinaryDat
     return false;
 }
 
+bool session_forgotten(const struct core *core, uint64_t counter)
+{
+    for (size_t i = 1; i < core->sessions_n; i++)
+        if (core->sessions[i - 1].counter < counter && counter < core->sessions[i].counter)
+            return true;
+    return false;
+}
+
+bool session_grants(const struct core *core, uint64_t counter, ProtobufCBinaryData incarnation)
+{
+    for (size_t i = core->sessions_n; i-- > 1 && core->sessions[i].counter > counter;)
+        if (core->sessions[i].counter > core->sessions[i - 1].counter + 1)
+            return false;
+    return session_known(core, counter, incarnation);
+}
+
 /* ---- loading */
 
 struct core *core_new(const struct core_config *config)

@@ -314,6 +314,10 @@ void *new_message(const ProtobufCMessageDescriptor *descriptor);
 void set_bytes(ProtobufCBinaryData *field, const void *data, size_t len);
 const struct state_session *session_now(const struct core *core);
 bool session_known(const struct core *core, uint64_t counter, ProtobufCBinaryData incarnation);
+/* A line that was restored from a backup skips counters: those between are of a time that it has forgotten. */
+bool session_forgotten(const struct core *core, uint64_t counter);
+/* Known, and nothing was forgotten since: what it gave out may not have been given out anew in the forgotten time. */
+bool session_grants(const struct core *core, uint64_t counter, ProtobufCBinaryData incarnation);
 
 /* ---- domain.c: segments and their states */
 struct domain *domain_new(struct core *core, const char *name);

@@ -484,7 +484,7 @@ void lease_commit(struct core *core, const struct event *event, struct member *m
                (unsigned long long)c->lease);
         return;
     }
-    if (!session_known(core, c->session_counter, c->session_incarnation)) {
+    if (!session_grants(core, c->session_counter, c->session_incarnation)) {
         acknowledge(core, event, "superseded: not granted by this coordinator");
         return;
     }

@@ -241,10 +241,11 @@ static struct member *admit(struct core *core, const struct event *event, const 
     return core->members[at];
 }
 
-/* The peer knows a session of ours; ours must know it too. */
+/* The peer knows a session of ours; ours must know it too, or know that it has forgotten it. */
 static bool same_history(struct core *core, const struct event *event, const Alv__Hello *hello)
 {
-    if (!hello->session_counter || session_known(core, hello->session_counter, hello->session_incarnation))
+    if (!hello->session_counter || session_known(core, hello->session_counter, hello->session_incarnation) ||
+        session_forgotten(core, hello->session_counter))
         return true;
     FORMAT(core->refused_alarm,
            "key %s knows another session %llu than this data directory: it is a copy or an old backup",
