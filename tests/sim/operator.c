@@ -78,11 +78,13 @@ static void want_setting(struct world *w, struct action *a)
 {
     static const char *const settings[][2] = {
         {"backlog_bytes", "4096"}, {"backlog_bytes", "16384"}, {"backlog_sample", "1"},      {"backlog_sample", "0"},
-        {"segment_bytes", "64"},   {"segment_bytes", "1024"},  {"backlog_bytes", "1000000"}, {"forget_budget", "0.6"},
-        {"backlog_bytes", "4096"}, {"backlog_sample", "1"}};
-    const char *const *s = settings[between(w, 0, sizeof settings / sizeof settings[0] - 1)];
+        {"segment_bytes", "64"},   {"segment_bytes", "1024"},  {"backlog_bytes", "1000000"}, {"forget_budget", "0.6"}};
+    static const char *const skipping[][2] = {{"backlog_sample", "1"}, {"backlog_bytes", "4096"}};
+    bool skip = chance(w, 0.5); /* only both together, on one domain, make text be skipped */
+    const char *const *s =
+        skip ? skipping[w->operator_step % 2] : settings[between(w, 0, sizeof settings / sizeof settings[0] - 1)];
     a->verb = ALV__CONTROL_VERB__CONTROL_DOMAIN_SET;
-    a->domain = domain_names[between(w, 0, TRAIN_DOMAINS - 1)];
+    a->domain = domain_names[skip ? 0 : between(w, 0, TRAIN_DOMAINS - 1)];
     a->name = s[0];
     set_value(a, s[1]);
 }

@@ -183,7 +183,8 @@ static void worker_effects(struct world *w, struct node *node)
             job_later(w, node, e, between(w, 1, 100));
             break;
         case WORKER_FETCH: /* at times so slow that text goes meanwhile */
-            job_later(w, node, e, w->faults && chance(w, 0.2) ? between(w, 100, 4000) : between(w, 1, 100));
+            job_later(w, node, e,
+                      w->faults && chance(w, e->evaluate ? 0.7 : 0.2) ? between(w, 100, 4000) : between(w, 1, 100));
             break;
         case WORKER_TRAIN:
         case WORKER_SCORE: {
