@@ -8,14 +8,12 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/resource.h>
-#include <sys/stat.h>
 
 #include "adapter/mapping.h"
 #include "base/buf.h"
 #include "base/clock.h"
 #include "base/hash.h"
-#include "bench.h"
+#include "bench/lab.h"
 #include "model/generate.h"
 
 enum { ROUNDS_MAX = 100 };
@@ -26,12 +24,6 @@ struct bench {
     double first, last; /* when the first new token came, and the last */
     uint32_t n;
 };
-
-static void fail(const struct err *err)
-{
-    fprintf(stderr, "bench_generate: %s\n", err->text);
-    exit(1);
-}
 
 static bool on_token(void *arg, uint32_t token)
 {
@@ -73,13 +65,13 @@ static void options(struct bench *b, int argc, char **argv)
         else if (!strcmp(argv[i], "--json"))
             b->json = value;
         else if (!strcmp(argv[i], "--threads"))
-            b->threads = bench_number(argv[i], value, POOL_THREADS_MAX);
+            b->threads = lab_number(value, POOL_THREADS_MAX);
         else if (!strcmp(argv[i], "--prompt"))
-            b->prompt = bench_number(argv[i], value, 4096);
+            b->prompt = lab_number(value, 4096);
         else if (!strcmp(argv[i], "--tokens"))
-            b->tokens = bench_number(argv[i], value, 4096);
+            b->tokens = lab_number(value, 4096);
         else if (!strcmp(argv[i], "--rounds"))
-            b->rounds = bench_number(argv[i], value, ROUNDS_MAX);
+            b->rounds = lab_number(value, ROUNDS_MAX);
         else
             b->base = NULL, i = argc;
     }
@@ -104,7 +96,7 @@ static void run(struct bench *b, const struct frozen *frozen, double *prompt_s, 
     b->n = 0;
     double begin = clock_s();
     if (generate(frozen, NULL, NULL, prompt, b->prompt, &o, on_token, b, &err) != ST_OK)
-        fail(&err);
+        lab_fail(&err);
     *prompt_s = b->first - begin;
     *token_s = (b->last - b->first) / (b->n - 1);
 }
@@ -117,13 +109,12 @@ int main(int argc, char **argv)
     struct base *base;
     struct frozen frozen;
     struct pool *pool;
-    struct rusage usage;
     struct err err;
     options(&b, argc, argv);
     hash_start();
     if (base_open(b.base, &base, &err) != ST_OK || mapping_open(b.base, &map, &err) != ST_OK ||
         pool_new(b.threads, &pool, &err) != ST_OK)
-        fail(&err);
+        lab_fail(&err);
     frozen_open(base, &frozen);
     run(&b, &frozen, &prompt[0], &token[0]); /* warm */
     for (uint32_t i = 0; i < b.rounds; i++) {
@@ -133,22 +124,21 @@ int main(int argc, char **argv)
         reading[i] = clock_s() - begin;
         run(&b, &frozen, &prompt[i], &token[i]);
     }
-    getrusage(RUSAGE_SELF, &usage);
-    double p = b.prompt / bench_median(prompt, b.rounds), t = 1 / bench_median(token, b.rounds),
-           r = 1 / bench_median(reading, b.rounds);
+    double p = b.prompt / lab_median(prompt, b.rounds), t = 1 / lab_median(token, b.rounds),
+           r = 1 / lab_median(reading, b.rounds);
     printf("new tokens  %8.1f /s (%u after a prompt of %u, %u threads)\n", t, b.tokens, b.prompt, b.threads);
     printf("limit       %8.1f /s if reading the file's %.1f MB were all; ratio %.3f\n", r, (double)map.len / 1e6,
            t / r);
     printf("prompt      %8.1f tokens/s\n", p);
-    printf("peak memory %8.1f MB, the mapped file included\n", (double)usage.ru_maxrss * 1024 / 1e6);
+    printf("peak memory %8.1f MB, the mapped file included\n", lab_peak_bytes() / 1e6);
     if (b.json) {
         struct buf out = {0};
         buf_printf(&out,
                    "{\"bench\":\"generate\",\"threads\":%u,\"prompt\":%u,\"tokens\":%u,\"tokens_per_s\":%.2f,"
                    "\"read_limit_per_s\":%.2f,\"prompt_tokens_per_s\":%.2f,\"peak_mb\":%.1f}\n",
-                   b.threads, b.prompt, b.tokens, t, r, p, (double)usage.ru_maxrss * 1024 / 1e6);
+                   b.threads, b.prompt, b.tokens, t, r, p, lab_peak_bytes() / 1e6);
         if (file_write_durable(b.json, out.data, out.len, 0644, &err) != ST_OK)
-            fail(&err);
+            lab_fail(&err);
         buf_release(&out);
     }
     frozen_release(&frozen);

@@ -13,17 +13,11 @@
 #include "base/buf.h"
 #include "base/clock.h"
 #include "base/hash.h"
-#include "bench.h"
+#include "bench/lab.h"
 #include "model/base.h"
 #include "model/tokenizer.h"
 
 enum { TEXT_MAX = 256 << 20 };
-
-static void fail(const struct err *err)
-{
-    fprintf(stderr, "bench_tokenize: %s\n", err->text);
-    exit(1);
-}
 
 /* What touching every byte costs: a sum that the compiler may vectorise. */
 static double read_seconds(struct bytes text)
@@ -50,7 +44,7 @@ int main(int argc, char **argv)
         else if (!strcmp(argv[at], "--ids"))
             ids_path = argv[at + 1];
         else if (!strcmp(argv[at], "--rounds"))
-            rounds = bench_number(argv[at], argv[at + 1], 1000);
+            rounds = lab_number(argv[at + 1], 1000);
         else
             break;
     }
@@ -63,14 +57,14 @@ int main(int argc, char **argv)
     struct err err;
     hash_start();
     if (base_open(base_path, &base, &err) != ST_OK || base_tokenizer(base, &tokenizer, &err) != ST_OK)
-        fail(&err);
+        lab_fail(&err);
     double seconds = 0, reading = 0;
     uint64_t bytes = 0, tokens = 0;
     for (; at < argc; at++) {
         struct buf text = {0};
         struct token_buf ids = {0};
         if (file_read(argv[at], TEXT_MAX, &text, &err) != ST_OK)
-            fail(&err);
+            lab_fail(&err);
         double best = 1e30, read = 1e30;
         for (uint32_t k = 0; k < rounds; k++) {
             double r = read_seconds(buf_bytes(&text));
@@ -78,13 +72,13 @@ int main(int argc, char **argv)
             ids.n = 0;
             double begin = clock_s();
             if (tokenizer_encode(tokenizer, (const char *)text.data, text.len, &ids, &err) != ST_OK)
-                fail(&err);
+                lab_fail(&err);
             double s = clock_s() - begin;
             best = s < best ? s : best;
         }
         seconds += best, reading += read, bytes += text.len, tokens += ids.n;
         if (ids_path && file_write_durable(ids_path, ids.ids, ids.n * sizeof *ids.ids, 0644, &err) != ST_OK)
-            fail(&err);
+            lab_fail(&err);
         token_buf_release(&ids);
         buf_release(&text);
     }
@@ -96,7 +90,7 @@ int main(int argc, char **argv)
         buf_printf(&out, "{\"bench\":\"tokenize\",\"bytes\":%llu,\"tokens\":%llu,\"mb_per_s\":%.2f}\n",
                    (unsigned long long)bytes, (unsigned long long)tokens, (double)bytes / 1e6 / seconds);
         if (file_write_durable(json, out.data, out.len, 0644, &err) != ST_OK)
-            fail(&err);
+            lab_fail(&err);
         buf_release(&out);
     }
     base_close(base);
