@@ -20,10 +20,11 @@ BASE = os.path.join(ROOT, "build", "cache", "SmolLM2-135M-Instruct.Q4_1.gguf")
 TEXT = os.path.join(ROOT, "build", "text")
 STREAMS = ["ocaml", "health", "finance", "scripture"]
 PORT = 17400
-# Small rounds and probes, so that three versions fit in minutes on two cores. The defaults are for real lines.
+# Small rounds and probes, so that three versions fit in minutes on two cores. The defaults are for real lines. A budget of 0.1
+# nats is what so few short windows can decide: with 0.05 a round of which nothing was forgotten was refused as undecided.
 SETTINGS = {"lease_steps_min": 6, "lease_steps_max": 7, "round_wait_ms": 5000, "warmup_steps": 2, "lr": 1e-3,
             "look_1": 16, "look_2": 18, "look_3": 20, "probe_gate": 20, "probe_tuning": 4, "probe_audit": 4, "window_tokens": 128,
-            "heldout_permille": 80, "forget_budget": 0.05, "error_rate": 0.05, "double_score": 0}
+            "heldout_permille": 80, "forget_budget": 0.1, "error_rate": 0.05, "double_score": 0}
 PROMPTS = {"ocaml": "let rec fold_left f acc = function\n  | [] ->", "health": "E11 Type 2 diabetes mellitus\n",
            "finance": "To record a stock split in GnuCash,", "scripture": "And it came to pass"}
 
