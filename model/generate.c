@@ -169,13 +169,17 @@ static void find_top(struct generator *g, const float *logits, uint32_t k)
     }
 }
 
+static uint32_t likeliest(struct generator *g, const float *logits)
+{
+    find_top(g, logits, 1);
+    return g->order[0];
+}
+
 static uint32_t draw(struct generator *g, const float *logits, const struct generate_options *o, struct rng *rng)
 {
     uint32_t V = g->w->arch.vocab_size, k = o->top_k && o->top_k < V ? o->top_k : V;
-    if (o->temperature == 0 || k == 1) {
-        find_top(g, logits, 1);
-        return g->order[0];
-    }
+    if (o->temperature == 0 || k == 1)
+        return likeliest(g, logits);
     if (k < V)
         find_top(g, logits, k);
     else
@@ -190,7 +194,7 @@ static uint32_t draw(struct generator *g, const float *logits, const struct gene
         if (left < 0)
             return g->order[i];
     }
-    return g->order[0]; /* rounding ate the last of it */
+    return likeliest(g, logits); /* rounding ate the last of it */
 }
 
 static bool stops(const struct generate_options *o, uint32_t token)
