@@ -21,7 +21,6 @@
 #include "base/hash.h"
 #include "live.h"
 #include "net/bulk.h"
-#include "net/keys.h"
 #include "proto/codec.h"
 
 enum { MOST = 64, UPLOADERS = 4, TEXT = 1900, WAIT_MS = 30000, RECORDS_EACH = 4, BATCH = 128 };
@@ -63,22 +62,6 @@ static void must(const char *what, enum status st, const struct err *err)
 }
 
 /* ---- the line */
-
-static void make_pool(const char *line, const char *operator_join, const char *worker_join)
-{
-    struct err err;
-    struct join join;
-    struct keys *keys;
-    struct curve_pair pair;
-    must("join", join_read(operator_join, &join, &err), &err);
-    must("keys", keys_open(line, &keys, &err), &err);
-    join.role = ROLE_WORKER;
-    name_set(&join.name, "pool", 4);
-    must("keys", keys_add(keys, &join.name, ROLE_WORKER, NULL, 0, &pair, &err), &err);
-    join.secret = pair.secret;
-    must("join", join_write(worker_join, &join, &err), &err);
-    keys_free(keys);
-}
 
 static void push(const char *join, uint32_t records)
 {
@@ -281,7 +264,7 @@ static void measure(struct bench *b, uint32_t n, struct result *r)
     settings.step_tokens = 512, settings.lease_steps_min = 1;
     settings.quorum = 1;
     must("init", live_init(line, port, &settings, NULL, 0, NULL, &err), &err);
-    make_pool(line, operator_join, worker_join);
+    must("keys", live_key(line, operator_join, ROLE_WORKER, "pool", worker_join, &err), &err);
     pid_t pid = live_start(line, port, 0, NULL, log);
     push(operator_join, RECORDS_EACH * n);
     must("control", client_open(&control, operator_join, PLANE_CONTROL, WAIT_MS, &err), &err);

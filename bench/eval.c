@@ -7,19 +7,16 @@
  * turns; the medians are compared. The fraction counts 2 P + 2 V C + 2 L H D T FLOP per token.
  * --turns as in bench_train.
  */
-#include <cblas.h>
-#undef I /* cblas.h brings <complex.h> */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "base/buf.h"
-#include "base/clock.h"
 #include "base/hash.h"
 #include "bench/lab.h"
 #include "model/evaluate.h"
 
-enum { SGEMM = 2048, STEPS_MAX = 1000 };
+enum { STEPS_MAX = 1000 };
 
 struct bench {
     const char *base, *shape, *json;
@@ -33,7 +30,7 @@ struct bench {
     struct sample *list;
     double *nll;
     uint32_t *targets;
-    float *a, *b, *c; /* SGEMM squared */
+    struct lab_yardstick yardstick;
 };
 
 static void prepare(struct bench *b)
@@ -59,8 +56,9 @@ static void prepare(struct bench *b)
     b->targets = xcalloc(b->samples, sizeof *b->targets);
 }
 
-static struct seconds step_seconds(struct bench *b, double *loss)
+static struct seconds step_seconds(void *arg, double *loss)
 {
+    struct bench *b = arg;
     struct err err;
     struct seconds begin = lab_now();
     if (evaluator_score(b->evaluator, b->list, b->samples, b->nll, b->targets, &err) != ST_OK)
@@ -70,28 +68,6 @@ static struct seconds step_seconds(struct bench *b, double *loss)
     for (uint32_t s = 0; s < b->samples; s++)
         *loss += b->nll[s] / ((double)b->samples * b->seq);
     return took;
-}
-
-static double sgemm_seconds(struct bench *b)
-{
-    openblas_set_num_threads((int)b->threads);
-    double begin = clock_s();
-    cblas_sgemm(CblasRowMajor, CblasNoTrans, CblasTrans, SGEMM, SGEMM, SGEMM, 1, b->a, SGEMM, b->b, SGEMM, 0, b->c,
-                SGEMM);
-    double seconds = clock_s() - begin;
-    openblas_set_num_threads(1);
-    return seconds;
-}
-
-static void take_turns(struct bench *b)
-{
-    while (lab_turn()) {
-        double loss;
-        struct seconds s = step_seconds(b, &loss);
-        printf("%.4f %.4f %.6f\n", s.wall, s.cpu, loss);
-        fflush(stdout);
-    }
-    printf("%.0f\n", lab_peak_bytes());
 }
 
 static double gflop_per_token(const struct bench *b)
@@ -111,26 +87,21 @@ static void measure(struct bench *b)
     char fingerprint[512];
     step_seconds(b, &loss); /* warm */
     peak = lab_peak_bytes();
-    float **matrices[] = {&b->a, &b->b, &b->c};
-    for (int i = 0; i < 3; i++) {
-        *matrices[i] = xcalloc(SGEMM, sizeof(float) * SGEMM);
-        for (size_t k = 0; k < (size_t)SGEMM * SGEMM; k++)
-            (*matrices[i])[k] = 1.0f / (float)(1 + k % 97);
-    }
-    sgemm_seconds(b);
+    lab_yardstick_init(&b->yardstick);
+    lab_yardstick_seconds(&b->yardstick, b->threads);
     for (uint32_t i = 0; i < b->steps; i++) {
-        products[i] = sgemm_seconds(b);
+        products[i] = lab_yardstick_seconds(&b->yardstick, b->threads);
         steps[i] = step_seconds(b, &loss).wall;
     }
     evaluator_fingerprint(b->evaluator, fingerprint, sizeof fingerprint);
     double rate = rows / lab_median(steps, b->steps), gflop = gflop_per_token(b);
-    double sgemm = 2e-9 * SGEMM * SGEMM * SGEMM / lab_median(products, b->steps);
+    double sgemm = 2e-9 * LAB_SGEMM * LAB_SGEMM * LAB_SGEMM / lab_median(products, b->steps);
     printf("%s\n%u x %u rows   %.0f tokens/s   %.3f GFLOP/token   %.1f GFLOP/s\n", fingerprint, b->samples, b->seq,
            rate, gflop, rate * gflop);
-    printf("sgemm %d^3   %.1f GFLOP/s   fraction %.3f\n", SGEMM, sgemm, rate * gflop / sgemm);
+    printf("sgemm %d^3   %.1f GFLOP/s   fraction %.3f\n", LAB_SGEMM, sgemm, rate * gflop / sgemm);
     printf("peak memory %.0f MB, planned %.0f MB: %+.1f %%\n", peak / 1e6, (double)b->planned / 1e6,
            100 * (peak / (double)b->planned - 1));
-    free(b->a), free(b->b), free(b->c);
+    lab_yardstick_release(&b->yardstick);
     if (!b->json)
         return;
     struct buf out = {0};
@@ -185,7 +156,7 @@ int main(int argc, char **argv)
     b.weights = lab_weights(b.base, b.shape);
     prepare(&b);
     if (b.turns)
-        take_turns(&b);
+        lab_take_turns(step_seconds, &b);
     else
         measure(&b);
     evaluator_free(b.evaluator);

@@ -1,5 +1,7 @@
 #include "bench/lab.h"
 
+#include <cblas.h>
+#undef I /* cblas.h brings <complex.h> */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -175,10 +177,48 @@ double lab_peak_bytes(void)
     return (double)usage.ru_maxrss * 1024;
 }
 
-bool lab_turn(void)
+/* Waits for a line; false when there is no more. */
+static bool next_turn(void)
 {
     for (int c = getchar(); c != '\n'; c = getchar())
         if (c == EOF)
             return false;
     return true;
+}
+
+void lab_take_turns(struct seconds (*step)(void *arg, double *loss), void *arg)
+{
+    while (next_turn()) {
+        double loss;
+        struct seconds s = step(arg, &loss);
+        printf("%.4f %.4f %.6f\n", s.wall, s.cpu, loss);
+        fflush(stdout);
+    }
+    printf("%.0f\n", lab_peak_bytes());
+}
+
+void lab_yardstick_init(struct lab_yardstick *y)
+{
+    float **matrices[] = {&y->a, &y->b, &y->c};
+    for (int i = 0; i < 3; i++) {
+        *matrices[i] = xcalloc(LAB_SGEMM, sizeof(float) * LAB_SGEMM);
+        for (size_t k = 0; k < (size_t)LAB_SGEMM * LAB_SGEMM; k++)
+            (*matrices[i])[k] = 1.0f / (float)(1 + k % 97);
+    }
+}
+
+double lab_yardstick_seconds(const struct lab_yardstick *y, uint32_t threads)
+{
+    openblas_set_num_threads((int)threads);
+    double begin = clock_s();
+    cblas_sgemm(CblasRowMajor, CblasNoTrans, CblasTrans, LAB_SGEMM, LAB_SGEMM, LAB_SGEMM, 1, y->a, LAB_SGEMM, y->b,
+                LAB_SGEMM, 0, y->c, LAB_SGEMM);
+    double seconds = clock_s() - begin;
+    openblas_set_num_threads(1);
+    return seconds;
+}
+
+void lab_yardstick_release(struct lab_yardstick *y)
+{
+    free(y->a), free(y->b), free(y->c);
 }

@@ -35,7 +35,17 @@ struct seconds lab_since(struct seconds begin);
 double lab_median(double *x, uint32_t n); /* sorts x */
 double lab_peak_bytes(void);              /* the largest resident set of this process so far */
 
-/* Waits for a line on stdin, so that a program that compares can alternate; false when there is no more. */
-bool lab_turn(void);
+/* A step for every line on stdin, so that a program that compares can alternate: prints "wall cpu loss" each time, and the peak in
+ * bytes at the end. */
+void lab_take_turns(struct seconds (*step)(void *arg, double *loss), void *arg);
+
+/* The machine's yardstick: a product of LAB_SGEMM squared by the library itself, on `threads` of its own. */
+enum { LAB_SGEMM = 2048 };
+struct lab_yardstick {
+    float *a, *b, *c;
+};
+void lab_yardstick_init(struct lab_yardstick *y);
+double lab_yardstick_seconds(const struct lab_yardstick *y, uint32_t threads);
+void lab_yardstick_release(struct lab_yardstick *y);
 
 #endif

@@ -26,7 +26,7 @@
 #include "bench/lab.h"
 #include "model/trainer.h"
 
-enum { SGEMM = 2048, STEPS_MAX = 1000, PRODUCTS_MAX = 128 };
+enum { STEPS_MAX = 1000, PRODUCTS_MAX = 128 };
 
 struct product { /* (M, N) over K, `times` times a step; op(A) op(B) as cblas has them */
     CBLAS_TRANSPOSE ta, tb;
@@ -50,7 +50,7 @@ struct bench {
     struct trainer *trainer;
     struct packed batches[4096];
     uint32_t n_batches;
-    float *a, *b, *c; /* SGEMM squared */
+    struct lab_yardstick yardstick;
 };
 
 static void prepare(struct bench *b)
@@ -80,16 +80,6 @@ static void prepare(struct bench *b)
     free(samples);
 }
 
-static void prepare_yardstick(struct bench *b)
-{
-    float **matrices[] = {&b->a, &b->b, &b->c};
-    for (int i = 0; i < 3; i++) {
-        *matrices[i] = xcalloc(SGEMM, sizeof(float) * SGEMM);
-        for (size_t k = 0; k < (size_t)SGEMM * SGEMM; k++)
-            (*matrices[i])[k] = 1.0f / (float)(1 + k % 97);
-    }
-}
-
 static double gflop_per_token(const struct arch *a, const struct adapter_shape *shape, uint32_t seq)
 {
     double linear = 0;
@@ -100,19 +90,9 @@ static double gflop_per_token(const struct arch *a, const struct adapter_shape *
            1e9;
 }
 
-static double sgemm_seconds(const struct bench *b)
+static struct seconds step_seconds(void *arg, double *loss)
 {
-    openblas_set_num_threads((int)b->threads);
-    double begin = clock_s();
-    cblas_sgemm(CblasRowMajor, CblasNoTrans, CblasTrans, SGEMM, SGEMM, SGEMM, 1, b->a, SGEMM, b->b, SGEMM, 0, b->c,
-                SGEMM);
-    double seconds = clock_s() - begin;
-    openblas_set_num_threads(1);
-    return seconds;
-}
-
-static struct seconds step_seconds(struct bench *b, double *loss)
-{
+    struct bench *b = arg;
     struct err err;
     struct step_result r;
     struct seconds begin = lab_now();
@@ -215,17 +195,17 @@ static void report(const struct bench *b, double *steps, double *step_cpu, doubl
 {
     char fingerprint[512];
     const struct arch *arch = &b->weights->arch;
-    double sgemm_bytes = 3.0 * SGEMM * SGEMM * sizeof(float);
+    double sgemm_bytes = 3.0 * LAB_SGEMM * LAB_SGEMM * sizeof(float);
     double rss = (peak - sgemm_bytes) / 1e6; /* the yardstick's matrices are not ours */
     struct seconds alone = products_seconds(b);
     trainer_fingerprint(b->trainer, fingerprint, sizeof fingerprint);
     double step = lab_median(steps, b->steps), cpu = lab_median(step_cpu, b->steps);
     double rate = rows_of(b) / step, gflop = gflop_per_token(arch, &b->config.shape, b->seq);
-    double sgemm = 2e-9 * SGEMM * SGEMM * SGEMM / lab_median(products, b->steps);
+    double sgemm = 2e-9 * LAB_SGEMM * LAB_SGEMM * LAB_SGEMM / lab_median(products, b->steps);
     printf("%s\n", fingerprint);
     printf("%u x %u rows   %.0f tokens/s   %.3f GFLOP/token   %.1f GFLOP/s\n", b->samples, b->seq, rate, gflop,
            rate * gflop);
-    printf("sgemm %d^3   %.1f GFLOP/s   fraction %.3f\n", SGEMM, sgemm, rate * gflop / sgemm);
+    printf("sgemm %d^3   %.1f GFLOP/s   fraction %.3f\n", LAB_SGEMM, sgemm, rate * gflop / sgemm);
     if (b->config.checkpoint == CHECKPOINT_NONE)
         printf("products alone %.2f s of a step's %.2f s: products / step %.3f, in CPU seconds %.3f\n", alone.wall,
                step, alone.wall / step, alone.cpu / cpu);
@@ -247,32 +227,20 @@ static void report(const struct bench *b, double *steps, double *step_cpu, doubl
     buf_release(&out);
 }
 
-/* A step for every line on stdin. */
-static void take_turns(struct bench *b)
-{
-    while (lab_turn()) {
-        double loss;
-        struct seconds s = step_seconds(b, &loss);
-        printf("%.4f %.4f %.6f\n", s.wall, s.cpu, loss);
-        fflush(stdout);
-    }
-    printf("%.0f\n", lab_peak_bytes());
-}
-
 static void measure(struct bench *b)
 {
     static double steps[STEPS_MAX], cpu[STEPS_MAX], products[STEPS_MAX];
-    prepare_yardstick(b);
+    lab_yardstick_init(&b->yardstick);
     step_seconds(b, NULL); /* warm */
-    sgemm_seconds(b);
+    lab_yardstick_seconds(&b->yardstick, b->threads);
     for (uint32_t i = 0; i < b->steps; i++) {
-        products[i] = sgemm_seconds(b);
+        products[i] = lab_yardstick_seconds(&b->yardstick, b->threads);
         struct seconds step = step_seconds(b, NULL);
         steps[i] = step.wall;
         cpu[i] = step.cpu;
     }
     report(b, steps, cpu, products, lab_peak_bytes());
-    free(b->a), free(b->b), free(b->c);
+    lab_yardstick_release(&b->yardstick);
 }
 
 static void parse(struct bench *b, int argc, char **argv)
@@ -318,7 +286,7 @@ int main(int argc, char **argv)
     b.weights = lab_weights(b.base, b.shape);
     prepare(&b);
     if (b.turns)
-        take_turns(&b);
+        lab_take_turns(step_seconds, &b);
     else
         measure(&b);
     for (uint32_t i = 0; i < b.n_batches; i++)

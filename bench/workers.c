@@ -22,7 +22,6 @@
 #include "base/clock.h"
 #include "base/hash.h"
 #include "live.h"
-#include "net/keys.h"
 #include "proto/codec.h"
 
 enum {
@@ -65,23 +64,6 @@ static double resident_mib(pid_t pid)
     if (f)
         fclose(f);
     return kib / 1024;
-}
-
-/* A pool key for all workers. */
-static void make_pool(const char *line, const char *operator_join, const char *worker_join)
-{
-    struct err err;
-    struct join join;
-    struct keys *keys;
-    struct curve_pair pair;
-    must("join", join_read(operator_join, &join, &err), &err);
-    must("keys", keys_open(line, &keys, &err), &err);
-    join.role = ROLE_WORKER;
-    name_set(&join.name, "pool", 4);
-    must("keys", keys_add(keys, &join.name, ROLE_WORKER, NULL, 0, &pair, &err), &err);
-    join.secret = pair.secret;
-    must("join", join_write(worker_join, &join, &err), &err);
-    keys_free(keys);
 }
 
 struct source {
@@ -200,7 +182,7 @@ static void make_line(const char *top, const char *name, struct line *l)
     snprintf(l->log, sizeof l->log, "%s/%s.log", top, name);
     live_card(&card, &shape, &settings);
     must("init", live_init(l->dir, live_port(), &settings, NULL, 0, NULL, &err), &err);
-    make_pool(l->dir, l->operator_join, l->worker_join);
+    must("keys", live_key(l->dir, l->operator_join, ROLE_WORKER, "pool", l->worker_join, &err), &err);
 }
 
 static int by_size(const void *a, const void *b)

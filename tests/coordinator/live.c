@@ -14,6 +14,7 @@
 #include "base/check.h"
 #include "base/hash.h"
 #include "base/log.h"
+#include "net/keys.h"
 #include "proto/codec.h"
 
 void live_main(int argc, char **argv)
@@ -81,6 +82,27 @@ enum status live_init(const char *dir, uint16_t port, const struct settings *set
                                                .anchors = anchors,
                                                .n_anchors = n_anchors};
     return coordinator_init(&options, report, err);
+}
+
+enum status live_key(const char *dir, const char *operator_join, enum role role, const char *name,
+                     const char *join_path, struct err *err)
+{
+    struct join join;
+    struct keys *keys = NULL;
+    struct curve_pair pair;
+    enum status st = join_read(operator_join, &join, err);
+    if (!st)
+        st = keys_open(dir, &keys, err);
+    join.role = role;
+    name_set(&join.name, name, strlen(name));
+    if (!st)
+        st = keys_add(keys, &join.name, role, NULL, 0, &pair, err);
+    if (!st) {
+        join.secret = pair.secret;
+        st = join_write(join_path, &join, err);
+    }
+    keys_free(keys);
+    return st;
 }
 
 uint16_t live_port(void)

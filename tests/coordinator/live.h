@@ -20,6 +20,9 @@ void live_card(struct card *card, struct adapter_shape *shape, struct settings *
 void live_arch(const struct arch *arch); /* of the made-up base from now on; kept by reference */
 enum status live_init(const char *dir, uint16_t port, const struct settings *settings, const char *const *anchors,
                       uint32_t n_anchors, struct coordinator_init_report *report, struct err *err);
+/* Adds a key to the line in `dir` and writes its join file. */
+enum status live_key(const char *dir, const char *operator_join, enum role role, const char *name,
+                     const char *join_path, struct err *err);
 uint16_t live_port(void); /* a base port of this process's own */
 
 /* `failpoints` (may be NULL) arms the child. The exit code of a coordinator that ends by itself is 10 - status. */

@@ -20,7 +20,6 @@
 #include "base/hash.h"
 #include "live.h"
 #include "net/bulk.h"
-#include "net/keys.h"
 #include "proto/codec.h"
 
 enum {
@@ -83,17 +82,7 @@ static void control(struct line *l, Alv__ControlVerb verb, const char *domain, c
 static void add_key(struct line *l, enum role role, const char *name, const char *path)
 {
     struct err err = {""};
-    struct keys *keys = NULL;
-    struct join join;
-    struct curve_pair pair;
-    must(keys_open(l->dir, &keys, &err), &err, "keys");
-    must(join_read(l->operator_join, &join, &err), &err, "operator.join");
-    join.role = role;
-    name_set(&join.name, name, strlen(name));
-    must(keys_add(keys, &join.name, role, NULL, 0, &pair, &err), &err, "key");
-    join.secret = pair.secret;
-    must(join_write(path, &join, &err), &err, "join file");
-    keys_free(keys);
+    must(live_key(l->dir, l->operator_join, role, name, path, &err), &err, "key");
 }
 
 static void push(struct line *l, int domain, unsigned serial)

@@ -56,20 +56,7 @@ static json_int_t number(const json_t *j, const char *name)
 static bool add_worker(struct stage *s)
 {
     struct err err = {""};
-    struct keys *keys = NULL;
-    struct join join;
-    struct curve_pair pair;
-    bool ok = EXPECT_ST(keys_open(s->dir, &keys, &err), ST_OK, &err) &&
-              EXPECT_ST(join_read(s->operator_join, &join, &err), ST_OK, &err);
-    if (!ok)
-        return false;
-    join.role = ROLE_WORKER;
-    name_set(&join.name, "pool", 4);
-    ok = EXPECT_ST(keys_add(keys, &join.name, ROLE_WORKER, NULL, 0, &pair, &err), ST_OK, &err);
-    join.secret = pair.secret;
-    ok = ok && EXPECT_ST(join_write(s->worker_join, &join, &err), ST_OK, &err);
-    keys_free(keys);
-    return ok;
+    return EXPECT_ST(live_key(s->dir, s->operator_join, ROLE_WORKER, "pool", s->worker_join, &err), ST_OK, &err);
 }
 
 static bool push(struct stage *s, const char *domain)
