@@ -244,6 +244,8 @@ int main(void)
     EXPECT(ops_of(OPS_BLAS) == &ops_blas && ops_of(OPS_REF) == &ops_ref);
     ops_describe(OPS_DNNL, text, sizeof text);
     EXPECT(!strncmp(text, "dnnl oneDNN 2.", 14));
+    ops_describe(OPS_BLAS, text, sizeof text); /* its fallback for a CPU that it does not know */
+    EXPECT(!strstr(text, "core=Prescott") || !__builtin_cpu_supports("avx2"));
     EXPECT_ST(ops_check((enum ops_kind)9, &err), ST_USAGE, &err);
     RUN(test_exp);
     RUN(test_shares_cover);
