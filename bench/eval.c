@@ -1,6 +1,6 @@
 /* bench_eval - tokens per second of scoring: forward only, an adapter applied, windows packed together.
  *
- *     bench_eval [--base FILE|DIR | --shape NAME] [--threads N] [--samples S] [--seq T] [--steps K] [--ops blas|dnnl]
+ *     bench_eval [--base FILE|DIR | --shape NAME] [--threads N] [--samples S] [--seq T] [--steps K] [--ops blas|dnnl|bf16]
  *                [--turns] [--json FILE]
  *
  * One step scores S samples of T rows (default 4 of 512). Beside it a 2048^3 product of the same library and threads, taking
@@ -141,7 +141,7 @@ static void parse(struct bench *b, int argc, char **argv)
             b->turns = true, i--; /* it has no value */
         else {
             fprintf(stderr, "usage: bench_eval [--base FILE | --shape NAME] [--threads N] [--samples S] [--seq T] "
-                            "[--steps K] [--ops blas|dnnl] [--turns] [--json FILE]\n");
+                            "[--steps K] [--ops blas|dnnl|bf16] [--turns] [--json FILE]\n");
             exit(2);
         }
     }
@@ -153,7 +153,7 @@ int main(int argc, char **argv)
         .shape = "smollm2-135m", .ops = OPS_BLAS, .threads = 2, .samples = 4, .seq = 512, .steps = 5};
     parse(&b, argc, argv);
     hash_start();
-    b.weights = lab_weights(b.base, b.shape);
+    b.weights = lab_weights(b.base, b.shape, b.ops);
     prepare(&b);
     if (b.turns)
         lab_take_turns(step_seconds, &b);

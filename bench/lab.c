@@ -81,11 +81,18 @@ uint32_t lab_number(const char *text, uint32_t max)
 enum ops_kind lab_ops(const char *name)
 {
     struct err err;
-    if (strcmp(name, "blas") && strcmp(name, "dnnl")) {
-        err_set(&err, ST_USAGE, "%s: no such back end; blas or dnnl", name);
-        lab_fail(&err);
-    }
-    return !strcmp(name, "blas") ? OPS_BLAS : OPS_DNNL;
+    static const struct {
+        const char *name;
+        enum ops_kind kind;
+    } kinds[] = {{"blas", OPS_BLAS}, {"dnnl", OPS_DNNL}, {"bf16", OPS_BF16}};
+    for (size_t i = 0; i < sizeof kinds / sizeof kinds[0]; i++)
+        if (!strcmp(name, kinds[i].name)) {
+            if (ops_check(kinds[i].kind, &err) != ST_OK)
+                lab_fail(&err);
+            return kinds[i].kind;
+        }
+    err_set(&err, ST_USAGE, "%s: no such back end; blas, dnnl or bf16", name);
+    lab_fail(&err);
 }
 
 static void fill(float *x, size_t n, float scale, uint64_t seed)
@@ -96,22 +103,24 @@ static void fill(float *x, size_t n, float scale, uint64_t seed)
         x[i] = scale * ((float)(rng_u64(&rng) >> 40) / (1 << 23) - 1);
 }
 
-struct weights *lab_weights(const char *path, const char *name)
+struct weights *lab_weights(const char *path, const char *name, enum ops_kind ops)
 {
     struct err err;
     struct weights *weights;
     if (path) {
         struct base *base;
-        if (base_open(path, &base, &err) != ST_OK || weights_load(base, &weights, &err) != ST_OK)
+        if (base_open(path, &base, &err) != ST_OK || weights_load(base, ops_of(ops), &weights, &err) != ST_OK)
             lab_fail(&err);
         base_close(base);
         return weights;
     }
     for (size_t i = 0; i < sizeof shapes / sizeof shapes[0]; i++)
         if (!strcmp(shapes[i].name, name)) {
-            if (weights_new(&shapes[i].arch, &weights, &err) != ST_OK)
+            if (weights_new(&shapes[i].arch, false, &weights, &err) != ST_OK)
                 lab_fail(&err);
             fill(weights->memory, weights->bytes / sizeof(float), 0.05f, 1);
+            if (ops_of(ops)->packed && weights_pack(&weights, &err) != ST_OK)
+                lab_fail(&err);
             return weights;
         }
     err_set(&err, ST_USAGE, "%s: no such shape; smollm2-135m, qwen3-0.6b or llama-3.2-1b", name);

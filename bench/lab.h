@@ -15,11 +15,11 @@
 _Noreturn void lab_fail(const struct err *err);
 uint32_t lab_number(const char *text, uint32_t max); /* from 1 */
 
-enum ops_kind lab_ops(const char *name); /* "blas" or "dnnl" */
+enum ops_kind lab_ops(const char *name); /* "blas", "dnnl" or "bf16" */
 
 /* The base at `path`, or NULL: random weights in the shape `name` ("smollm2-135m", "qwen3-0.6b", "llama-3.2-1b"). Speed does
  * not depend on the values. */
-struct weights *lab_weights(const char *path, const char *name);
+struct weights *lab_weights(const char *path, const char *name, enum ops_kind ops);
 
 /* n samples of seq + 1 tokens: hashes of their index, which bench/peers makes too. Free samples[0].tokens and the list. */
 struct sample *lab_samples(uint32_t n, uint32_t seq, uint32_t vocab);

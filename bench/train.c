@@ -1,7 +1,7 @@
 /* bench_train - tokens per second of LoRA training, beside what the machine's sgemm gives in the same minutes.
  *
  *     bench_train [--base FILE|DIR | --shape NAME] [--threads N] [--samples S] [--seq T] [--rank R] [--steps K]
- *                 [--memory MB] [--ops blas|dnnl] [--turns] [--json FILE]
+ *                 [--memory MB] [--ops blas|dnnl|bf16] [--turns] [--json FILE]
  *
  * One step is S samples of T rows (default 4 of 512), rank 16 on all seven linears. Without --base the weights are
  * random in the shape of SmolLM2-135M or of --shape (lab.h). Steps and 2048^3 products take turns, so that a busy
@@ -271,7 +271,7 @@ static void parse(struct bench *b, int argc, char **argv)
             b->turns = true, i--; /* it has no value */
         else {
             fprintf(stderr, "usage: bench_train [--base FILE | --shape NAME] [--threads N] [--samples S] [--seq T] "
-                            "[--rank R] [--steps K] [--memory MB] [--ops blas|dnnl] [--turns] [--json FILE]\n");
+                            "[--rank R] [--steps K] [--memory MB] [--ops blas|dnnl|bf16] [--turns] [--json FILE]\n");
             exit(2);
         }
     }
@@ -283,7 +283,7 @@ int main(int argc, char **argv)
         .shape = "smollm2-135m", .ops = OPS_BLAS, .threads = 2, .samples = 4, .seq = 512, .rank = 16, .steps = 3};
     parse(&b, argc, argv);
     hash_start();
-    b.weights = lab_weights(b.base, b.shape);
+    b.weights = lab_weights(b.base, b.shape, b.ops);
     prepare(&b);
     if (b.turns)
         lab_take_turns(step_seconds, &b);

@@ -25,7 +25,7 @@ static const struct option_row rows[] = {
            "also count the chats whose answers it would give word for word (greedy)", .no_env = true),
     OPTION(struct args, threads, OPTION_U32, "threads", 't', "N", "0: the CPUs it may use", .low = 0, .high = 64,
            .why = "all that the scheduler or the control group gave it"),
-    OPTION(struct args, backend, OPTION_CHOICE, "backend", 0, "blas|ref|dnnl",
+    OPTION(struct args, backend, OPTION_CHOICE, "backend", 0, "blas|ref|dnnl|bf16",
            "dnnl: products by oneDNN (libdnnl2); ref: plain loops, slow, for comparison",
            .why = "the library is many times faster"),
 };
@@ -106,7 +106,7 @@ static enum status run_eval(const struct options *o, const struct args *args, st
     for (int i = 0; i < o->n_rest && st == ST_OK; i++)
         st = corpus_add(&corpus, &engine, o->rest[i], (uint32_t)i, args->seq, err);
     if (st == ST_OK)
-        st = local_load(&engine, err);
+        st = local_load(&engine, local_ops(args->backend), err);
     if (st != ST_OK)
         goto done;
     evaluator_defaults(&lora.shape, &config);

@@ -26,9 +26,10 @@ enum status local_open(const char *path, struct local *out, struct err *err)
     return st;
 }
 
-enum status local_load(struct local *engine, struct err *err)
+enum status local_load(struct local *engine, enum ops_kind ops, struct err *err)
 {
-    return weights_load(engine->base, &engine->weights, err);
+    enum status st = ops_check(ops, err);
+    return st == ST_OK ? weights_load(engine->base, ops_of(ops), &engine->weights, err) : st;
 }
 
 void local_release(struct local *engine)
@@ -49,7 +50,7 @@ uint32_t local_threads(uint32_t wanted)
 
 enum ops_kind local_ops(unsigned choice)
 {
-    static const enum ops_kind kinds[] = {OPS_BLAS, OPS_REF, OPS_DNNL};
+    static const enum ops_kind kinds[] = {OPS_BLAS, OPS_REF, OPS_DNNL, OPS_BF16};
     return kinds[choice];
 }
 

@@ -17,12 +17,12 @@ struct local {
     struct weights *weights;           /* NULL until local_load() */
 };
 enum status local_open(const char *path, struct local *out, struct err *err);
-enum status local_load(struct local *engine, struct err *err); /* dequantises: seconds */
+enum status local_load(struct local *engine, enum ops_kind ops, struct err *err); /* dequantises: seconds */
 void local_release(struct local *engine);
 
 uint32_t local_threads(uint32_t wanted); /* 0: the CPUs this process may use */
 
-enum ops_kind local_ops(unsigned choice); /* of --backend blas|ref|dnnl */
+enum ops_kind local_ops(unsigned choice); /* of --backend blas|ref|dnnl|bf16 */
 
 struct lora { /* zeroed: none */
     struct adapter_shape shape;

@@ -63,7 +63,7 @@ static const struct option_row rows[] = {
            .why = "the same command gives the same adapter"),
     OPTION(struct args, threads, OPTION_U32, "threads", 't', "N", "0: the CPUs it may use", .low = 0, .high = 64,
            .why = "all that the scheduler or the control group gave it"),
-    OPTION(struct args, backend, OPTION_CHOICE, "backend", 0, "blas|ref|dnnl",
+    OPTION(struct args, backend, OPTION_CHOICE, "backend", 0, "blas|ref|dnnl|bf16",
            "dnnl: products by oneDNN (libdnnl2); ref: plain loops, slow, for comparison",
            .why = "the library is many times faster"),
     OPTION(struct args, memory, OPTION_BYTES, "memory", 0, "BYTES",
@@ -362,7 +362,7 @@ static enum status run_train(const struct options *o, struct args *args, struct 
         goto finish;
     st = read_data(o, args, &engine, &corpus, err);
     if (st == ST_OK)
-        st = local_load(&engine, err);
+        st = local_load(&engine, local_ops(args->backend), err);
     if (st == ST_OK)
         st = trainer_new(engine.weights, &config, &trainer, err);
     if (st != ST_OK)

@@ -37,7 +37,7 @@ enum status evaluator_plan(const struct arch *arch, const struct evaluator_confi
     uint64_t saved, scratch;
     st = transformer_plan(arch, &c, &saved, &scratch, err);
     if (st == ST_OK)
-        *bytes = weights_bytes(arch) + saved + scratch + adapter_floats(&config->shape) * sizeof(float);
+        *bytes = weights_bytes(arch, c.ops->packed) + saved + scratch + adapter_floats(&config->shape) * sizeof(float);
     return st;
 }
 

@@ -44,7 +44,7 @@ static void layout(struct generator *g, const struct adapter_shape *shape)
     const struct arch *a = &g->w->arch;
     struct arena *arena = &g->arena;
     uint64_t C = a->d_model, D = a->head_dim, Q = a->n_heads * D, KD = a->n_kv_heads * D, n = PIECE_ROWS;
-    lora_layout(&g->lora, a, shape, PIECE_ROWS, arena);
+    lora_layout(&g->lora, g->ops, a, shape, PIECE_ROWS, arena);
     g->keys = arena_reals(arena, a->n_layers * g->n_texts * g->length * KD);
     g->values = arena_reals(arena, a->n_layers * g->n_texts * g->length * KD);
     g->x = arena_reals(arena, n * C);
@@ -235,7 +235,6 @@ static enum status start(struct generator *g, const struct adapter_shape *shape,
     if (st != ST_OK)
         return st;
     layout(g, shape);
-    g->lora.ops = g->ops;
     g->lora.pool = g->pool;
     rope_table(g->angles, g->length, g->w->arch.head_dim, (double)g->w->arch.rope_theta, g->w->rope_factors);
     return ST_OK;

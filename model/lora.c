@@ -12,13 +12,14 @@ static const struct {
     [PRODUCT_DOWN] = {1, {LORA_DOWN}},
 };
 
-void lora_layout(struct lora *lora, const struct arch *arch, const struct adapter_shape *shape, uint32_t rows,
-                 struct arena *arena)
+void lora_layout(struct lora *lora, const struct ops *ops, const struct arch *arch, const struct adapter_shape *shape,
+                 uint32_t rows, struct arena *arena)
 {
     uint32_t Q = arch->n_heads * arch->head_dim, K = arch->n_kv_heads * arch->head_dim;
     uint32_t C = arch->d_model, F = arch->d_ff;
     const uint32_t in[LORA_MODULES] = {C, C, C, Q, C, C, F}, out[LORA_MODULES] = {Q, K, K, C, F, F, C};
-    size_t largest = 0, widest = 0;
+    size_t largest = 0, widest = 0, highest = 0;
+    lora->ops = ops;
     lora->shape = *shape;
     for (int p = 0; p < LORA_PRODUCTS; p++) {
         lora->products[p].in = in[MEMBERS[p].module[0]];
@@ -35,8 +36,9 @@ void lora_layout(struct lora *lora, const struct arch *arch, const struct adapte
         size_t size = (size_t)lora->products[p].in * lora->products[p].out;
         largest = size > largest ? size : largest;
         widest = lora->products[p].in > widest ? lora->products[p].in : widest;
+        highest = lora->products[p].out > highest ? lora->products[p].out : highest;
     }
-    lora->merged = arena_reals(arena, largest);
+    lora->merged = arena_reals(arena, lora->ops->packed ? 3 * shape->rank * highest : largest);
     lora->stack = arena_reals(arena, 3 * shape->rank * widest);
     lora->du = arena_reals(arena, (uint64_t)rows * 3 * shape->rank);
 }
@@ -115,12 +117,35 @@ void lora_add(const struct lora *lora, enum lora_product p, uint32_t layer, real
     }
 }
 
+/* What learns beside the product's matrix, as one pair of factors: A stacked, s B in blocks one below and beside the other. */
+static struct low_rank low_rank_of(const struct lora *lora, enum lora_product p, uint32_t layer, const real *block)
+{
+    const uint32_t R = lora->shape.rank, width = lora_width(lora, p);
+    if (!block || !width)
+        return (struct low_rank){0};
+    const real s = (real)adapter_scale(&lora->shape);
+    memset(lora->merged, 0, (size_t)lora->products[p].out * width * sizeof(real));
+    for (uint32_t i = 0; i < lora->products[p].n; i++) {
+        enum lora_module m = lora->products[p].module[i];
+        const real *b = b_of(lora, block, layer, m);
+        for (uint32_t n = 0; n < lora->shape.out[m]; n++)
+            for (uint32_t j = 0; j < R; j++)
+                lora->merged[(size_t)(lora->products[p].row[i] + n) * width + i * R + j] = s * b[(size_t)n * R + j];
+    }
+    return (struct low_rank){stacked_a(lora, p, layer, block), lora->merged, width};
+}
+
 void lora_forward(const struct lora *lora, enum lora_product p, uint32_t layer, real *Y, real *U, const real *X,
-                  const real *W, const real *block, uint32_t M, bool accumulate)
+                  const struct frozen_matrix *W, const real *block, uint32_t M, bool accumulate)
 {
     uint32_t in = lora->products[p].in, out = lora->products[p].out;
+    if (lora->ops->packed) {
+        struct low_rank low = low_rank_of(lora, p, layer, block);
+        lora->ops->frozen(lora->pool, Y, U ? U : lora->du, X, W, &low, M, out, in, accumulate);
+        return;
+    }
     bool merging = merges(lora, p, M);
-    const real *weight = merging ? merged_weight(lora, p, layer, W, block) : W;
+    const real *weight = merging ? merged_weight(lora, p, layer, W->rows, block) : W->rows;
     lora->ops->linear(lora->pool, Y, out, X, in, weight, in, M, out, in, 1, accumulate);
     if (!block)
         return;
@@ -130,7 +155,7 @@ void lora_forward(const struct lora *lora, enum lora_product p, uint32_t layer, 
         lora_project(lora, p, layer, U, X, block, M);
 }
 
-/* dU (M, n R) = s dY B, module by module; stays in lora->du. */
+/* dU (M, n R) = s dY B, module by module. */
 static void project_back(const struct lora *lora, enum lora_product p, uint32_t layer, const real *dY,
                          const real *block, uint32_t M)
 {
@@ -143,33 +168,40 @@ static void project_back(const struct lora *lora, enum lora_product p, uint32_t 
     }
 }
 
-void lora_dx(const struct lora *lora, enum lora_product p, uint32_t layer, real *dX, const real *dY, const real *W,
-             const real *block, uint32_t M)
+void lora_dx(const struct lora *lora, enum lora_product p, uint32_t layer, real *dX, const real *dY,
+             const struct frozen_matrix *W, const real *block, uint32_t M)
 {
     uint32_t in = lora->products[p].in, out = lora->products[p].out, width = lora_width(lora, p);
-    bool merging = merges(lora, p, M);
-    const real *weight = merging ? merged_weight(lora, p, layer, W, block) : W;
-    lora->ops->linear_dx(lora->pool, dX, in, dY, out, weight, in, M, out, in, 1, false);
-    if (merging || !width)
+    if (dX && lora->ops->packed) {
+        struct low_rank low = low_rank_of(lora, p, layer, block);
+        lora->ops->frozen_dx(lora->pool, dX, lora->du, dY, W, &low, M, out, in);
         return;
+    }
     project_back(lora, p, layer, dY, block, M);
-    lora->ops->linear_dx(lora->pool, dX, in, lora->du, width, stacked_a(lora, p, layer, block), in, M, width, in, 1,
-                         true);
+    if (!dX)
+        return;
+    bool merging = merges(lora, p, M);
+    const real *weight = merging ? merged_weight(lora, p, layer, W->rows, block) : W->rows;
+    lora->ops->linear_dx(lora->pool, dX, in, dY, out, weight, in, M, out, in, 1, false);
+    if (!merging && width)
+        lora->ops->linear_dx(lora->pool, dX, in, lora->du, width, stacked_a(lora, p, layer, block), in, M, width, in, 1,
+                             true);
 }
 
 void lora_dw(const struct lora *lora, enum lora_product p, uint32_t layer, real *grad, const real *dY, const real *X,
-             const real *U, const real *block, uint32_t M)
+             const real *U, uint32_t M)
 {
     uint32_t in = lora->products[p].in, out = lora->products[p].out, R = lora->shape.rank, width = lora_width(lora, p);
     if (!width)
         return;
-    project_back(lora, p, layer, dY, block, M);
+    lora->ops->linear_dw(lora->pool, lora->stack, in, lora->du, width, X, in, M, width, in, 1, false);
     for (uint32_t i = 0; i < lora->products[p].n; i++) {
         enum lora_module m = lora->products[p].module[i];
+        real *da = grad + adapter_at_a(&lora->shape, layer, m), *one = lora->stack + (size_t)i * R * in;
+        for (size_t j = 0; j < (size_t)R * in; j++)
+            da[j] += one[j];
         lora->ops->linear_dw(lora->pool, grad + adapter_at_b(&lora->shape, layer, m), R, dY + lora->products[p].row[i],
                              out, U + (size_t)i * R, width, M, lora->shape.out[m], R, (real)adapter_scale(&lora->shape),
                              true);
-        lora->ops->linear_dw(lora->pool, grad + adapter_at_a(&lora->shape, layer, m), in, lora->du + (size_t)i * R,
-                             width, X, in, M, R, in, 1, true);
     }
 }

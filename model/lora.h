@@ -12,6 +12,7 @@
 #include "model/ops.h"
 
 enum lora_product { PRODUCT_QKV, PRODUCT_O, PRODUCT_GATE_UP, PRODUCT_DOWN, LORA_PRODUCTS };
+enum { LORA_STACKED_MAX = 3 }; /* modules in one product */
 
 struct lora {
     const struct ops *ops;
@@ -23,21 +24,21 @@ struct lora {
         enum lora_module module[3]; /* (n) */
         uint32_t row[3];            /* (n) where the module's rows begin in the product's matrix */
     } products[LORA_PRODUCTS];
-    real *merged; /* room for the largest W */
+    real *merged; /* room for the largest W; where products are packed, (largest out, 3R) */
     real *stack;  /* (3R, largest in): the A of one product, one above the other */
-    real *du;     /* (rows, 3R) */
+    real *du;     /* (rows, 3R), or U when nobody keeps it */
 };
 
 /* Sets the shapes and takes scratch for up to `rows` rows from the arena. */
-void lora_layout(struct lora *lora, const struct arch *arch, const struct adapter_shape *shape, uint32_t rows,
-                 struct arena *arena);
+void lora_layout(struct lora *lora, const struct ops *ops, const struct arch *arch, const struct adapter_shape *shape,
+                 uint32_t rows, struct arena *arena);
 
 /* Width of U for a product: n * R, 0 when nothing in it is adapted. */
 uint32_t lora_width(const struct lora *lora, enum lora_product p);
 
 /* Y (M, out) from X (M, in). `block` NULL: W alone. U (M, lora_width) is written unless NULL. */
 void lora_forward(const struct lora *lora, enum lora_product p, uint32_t layer, real *Y, real *U, const real *X,
-                  const real *W, const real *block, uint32_t M, bool accumulate);
+                  const struct frozen_matrix *W, const real *block, uint32_t M, bool accumulate);
 
 /* U (M, lora_width) = X A^T alone, the same bits as lora_forward's. Nothing to do when nothing in it is adapted. */
 void lora_project(const struct lora *lora, enum lora_product p, uint32_t layer, real *U, const real *X,
@@ -48,12 +49,12 @@ void lora_project(const struct lora *lora, enum lora_product p, uint32_t layer, 
 void lora_add(const struct lora *lora, enum lora_product p, uint32_t layer, real *Y, real *U, const real *X,
               const real *block, uint32_t M);
 
-/* dX (M, in) = dY (M, out) (W + s B A) */
-void lora_dx(const struct lora *lora, enum lora_product p, uint32_t layer, real *dX, const real *dY, const real *W,
-             const real *block, uint32_t M);
+/* dX (M, in) = dY (M, out) (W + s B A), unless dX is NULL; and dU, which stays here for lora_dw(). */
+void lora_dx(const struct lora *lora, enum lora_product p, uint32_t layer, real *dX, const real *dY,
+             const struct frozen_matrix *W, const real *block, uint32_t M);
 
-/* Adds this product's dA and dB to `grad` (layout of the block). */
+/* Adds this product's dA and dB to `grad` (layout of the block). Follows lora_dx() of the same product and dY. */
 void lora_dw(const struct lora *lora, enum lora_product p, uint32_t layer, real *grad, const real *dY, const real *X,
-             const real *U, const real *block, uint32_t M);
+             const real *U, uint32_t M);
 
 #endif

@@ -22,7 +22,10 @@ static void head(const struct loss *loss, const struct weights *w, real *logits,
 {
     uint32_t C = w->arch.d_model, V = w->arch.vocab_size;
     loss->ops->rmsnorm(loss->pool, loss->normed, C, x, C, w->out_norm, n, 1, C, (real)w->arch.rms_eps);
-    loss->ops->linear(loss->pool, logits, V, loss->normed, C, w->head, C, n, V, C, 1, false);
+    if (loss->ops->packed)
+        loss->ops->frozen(loss->pool, logits, NULL, loss->normed, &w->head, &(struct low_rank){0}, n, V, C, false);
+    else
+        loss->ops->linear(loss->pool, logits, V, loss->normed, C, w->head.rows, C, n, V, C, 1, false);
 }
 
 static void run_piece(const struct loss *loss, const struct weights *w, real *dx, const real *x,
@@ -36,7 +39,10 @@ static void run_piece(const struct loss *loss, const struct weights *w, real *dx
         loss->ops->cross_entropy(loss->pool, loss->nll, loss->logits, loss->targets, n, V, dx ? grad_scale : 0);
     if (!dx)
         return;
-    loss->ops->linear_dx(loss->pool, dx, C, loss->logits, V, w->head, C, n, V, C, 1, false);
+    if (loss->ops->packed)
+        loss->ops->frozen_dx(loss->pool, dx, NULL, loss->logits, &w->head, &(struct low_rank){0}, n, V, C);
+    else
+        loss->ops->linear_dx(loss->pool, dx, C, loss->logits, V, w->head.rows, C, n, V, C, 1, false);
     loss->ops->rmsnorm_dx(loss->pool, dx, C, dx, C, x, C, w->out_norm, n, 1, C, (real)w->arch.rms_eps, false);
 }
 

@@ -1,8 +1,8 @@
 /* ops.h - the arithmetic of one Llama-family block, as a table of functions: each forward, then its backward.
  *
- * Three tables. ops_ref: plain loops with f64 sums, kept for ever as the truth. ops_blas and ops_dnnl: OpenBLAS or oneDNN for
- * products, vector loops for the rest. All do the same sums in another order; given the same threads, each repeats itself
- * bit by bit.
+ * Four tables. ops_ref: plain loops with f64 sums, kept for ever as the truth. ops_blas and ops_dnnl: OpenBLAS or oneDNN for
+ * products, vector loops for the rest; they do the same sums in another order. ops_bf16: the factors of a product are
+ * rounded to bf16 (relative 2^-9), sums and all else stay f32. Given the same threads, each repeats itself bit by bit.
  *
  * Legend.  M rows (tokens of a packed batch)   C d_model   F d_ff   H query heads   K kv heads   D head_dim   V vocab
  *          R rank   N, I out and in of any matrix.   Matrices are row-major; `ld` is the distance between rows.
@@ -28,8 +28,20 @@ typedef double real;
 typedef float real;
 #endif
 
-enum ops_kind { OPS_REF, OPS_BLAS, OPS_DNNL };
+enum ops_kind { OPS_REF, OPS_BLAS, OPS_DNNL, OPS_BF16 };
 enum { OPS_THREADS_MAX = POOL_THREADS_MAX };
+
+struct frozen_matrix { /* W (N, I), which never learns; see weights.h for which form is there */
+    real *rows;        /* row-major */
+    uint16_t *forward; /* or packed for X W^T */
+    uint16_t *back;    /* and for dY W; see bf16.h */
+};
+
+struct low_rank {  /* what learns beside it: W + S A; width 0: nothing does */
+    const real *A; /* (width, I) */
+    const real *S; /* (N, width), the scale of the adapter in it */
+    uint32_t width;
+};
 
 struct attention {              /* what attention runs over */
     const uint32_t *cu_seqlens; /* (n_samples + 1) */
@@ -49,6 +61,20 @@ struct ops {
     /* dW (N, I) = s dY^T (M, N) X (M, I) */
     void (*linear_dw)(struct pool *pool, real *dW, size_t lddw, const real *dY, size_t lddy, const real *X, size_t ldx,
                       uint32_t M, uint32_t N, uint32_t I, real s, bool accumulate);
+
+    /* The two products of a frozen matrix and what learns beside it, in one pass over the rows. Only where `packed`: the other
+     * tables use linear() and merge().
+     *   frozen:     U (M, width) = X A^T;   Y (M, N) = X W^T + U S^T
+     *   frozen_dx:  dU (M, width) = dY S;   dX (M, I) = dY W + dU A */
+    bool packed;
+    void (*frozen)(struct pool *pool, real *Y, real *U, const real *X, const struct frozen_matrix *W,
+                   const struct low_rank *low, uint32_t M, uint32_t N, uint32_t I, bool accumulate);
+    void (*frozen_dx)(struct pool *pool, real *dX, real *dU, const real *dY, const struct frozen_matrix *W,
+                      const struct low_rank *low, uint32_t M, uint32_t N, uint32_t I);
+    /* Bytes that each thread of a pool must have been lent (pool_lend) before the first product of this table, for matrices of
+     * up to `side_max` rows and columns. */
+    size_t (*workspace)(uint32_t side_max, uint32_t width_max);
+
     void (*add_bias)(struct pool *pool, real *Y, const real *bias, uint32_t M, uint32_t N);
 
     /* W' (N, I) = W + s B (N, R) A (R, I): the weight a LoRA stands for. Saves the skinny products when M is large
@@ -92,7 +118,7 @@ struct ops {
                        real grad_scale);
 };
 
-extern const struct ops ops_ref, ops_blas, ops_dnnl;
+extern const struct ops ops_ref, ops_blas, ops_dnnl, ops_bf16;
 
 /* ST_USAGE: no such table. ST_UNSUPPORTED: its library is not on this machine; the text says what to install. */
 enum status ops_check(enum ops_kind kind, struct err *err);

@@ -21,11 +21,13 @@ void rows_cross_entropy(struct pool *pool, double *nll, float *logits, const uin
 void rows_divergence(struct pool *pool, double *kl, float *logits, const float *const *teacher, uint32_t M, uint32_t V,
                      float grad_scale);
 
-/* Before the first product. ST_UNSUPPORTED, with the reason: the library is not there. */
+/* Before the first product. ST_UNSUPPORTED, with the reason: the library, or the CPU, is not there. */
 void ops_blas_start(void);
 enum status ops_dnnl_start(struct err *err);
+enum status ops_bf16_start(struct err *err);
 void ops_blas_describe(char *out, size_t size);
 void ops_dnnl_describe(char *out, size_t size);
+void ops_bf16_describe(char *out, size_t size);
 
 #define OPS_ROWS                                                                                          \
     .add_bias = rows_add_bias, .rmsnorm = rows_rmsnorm, .rmsnorm_dx = rows_rmsnorm_dx, .rope = rows_rope, \

@@ -32,6 +32,8 @@ struct pool {
     pthread_cond_t begun, done;
     atomic_uint idle;    /* workers asleep, or about to be, on `begun` */
     atomic_bool waiting; /* the caller, on `done` */
+    unsigned char *memory;
+    size_t memory_each;
 };
 
 static void relax(void)
@@ -150,6 +152,17 @@ void pool_free(struct pool *pool)
 uint32_t pool_threads(const struct pool *pool)
 {
     return pool->threads;
+}
+
+void pool_lend(struct pool *pool, void *memory, size_t bytes)
+{
+    pool->memory = memory;
+    pool->memory_each = bytes;
+}
+
+void *pool_workspace(const struct pool *pool, uint32_t thread)
+{
+    return pool->memory + thread * pool->memory_each;
 }
 
 void pool_run(struct pool *pool, uint64_t work, void (*fn)(void *arg, uint32_t thread), void *arg)

@@ -6,6 +6,7 @@
 #ifndef MODEL_POOL_H
 #define MODEL_POOL_H
 
+#include <stddef.h>
 #include <stdint.h>
 
 #include "base/status.h"
@@ -23,6 +24,11 @@ uint32_t pool_threads(const struct pool *pool);
  * no other thread has begun; waiting is a short spin, then sleep. `work` is about how many multiplications all of it takes:
  * a small round wakes nobody and the caller runs every piece. Not re-entrant. */
 void pool_run(struct pool *pool, uint64_t work, void (*fn)(void *arg, uint32_t thread), void *arg);
+
+/* `bytes` of memory for each thread, one after the other at `memory` (64-byte aligned, outlives the pool): scratch of whoever
+ * runs as that thread. */
+void pool_lend(struct pool *pool, void *memory, size_t bytes);
+void *pool_workspace(const struct pool *pool, uint32_t thread);
 
 /* The part of [0, n) that belongs to `thread`: contiguous, as equal as multiples of `grain` allow. */
 void pool_share(uint32_t n, uint32_t grain, uint32_t thread, uint32_t threads, uint32_t *begin, uint32_t *end);

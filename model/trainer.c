@@ -102,7 +102,7 @@ enum status trainer_plan(const struct arch *arch, const struct trainer_config *c
     struct arena arena = {0};
     layout(&t, &arena);
     plan.adapter = arena.used;
-    plan.weights = weights_bytes(arch);
+    plan.weights = weights_bytes(arch, c.ops->packed);
     plan.total = plan.weights + plan.activations + plan.scratch + plan.adapter;
     *out = plan;
     return ST_OK;

@@ -41,6 +41,8 @@ struct transformer {
     real *angles;            /* (seq_max, D) */
     uint32_t *position;      /* (M) */
     real *attention_scratch; /* see ops.h */
+    void *workspace;         /* (threads, workspace_each bytes) lent to the pool */
+    size_t workspace_each;
 };
 
 /* ------------------------------------------------------------------ memory */
@@ -64,7 +66,8 @@ static uint64_t layout(struct transformer *t, const struct arch *a, struct arena
 {
     const struct transformer_config *c = &t->config;
     uint64_t M = c->rows_max, C = a->d_model, D = a->head_dim, H = a->n_heads, K = a->n_kv_heads;
-    lora_layout(&t->lora, a, &c->shape, c->rows_max, arena);
+    t->loss.ops = c->ops;
+    lora_layout(&t->lora, c->ops, a, &c->shape, c->rows_max, arena);
     loss_layout(&t->loss, a, c->rows_max, arena);
     t->picked = arena_take(arena, M * sizeof *t->picked);
     t->att_picked = arena_reals(arena, M * H * D);
@@ -80,6 +83,12 @@ static uint64_t layout(struct transformer *t, const struct arch *a, struct arena
     }
     t->angles = arena_reals(arena, (uint64_t)c->seq_max * D);
     t->position = arena_take(arena, M * sizeof *t->position);
+    if (c->ops->workspace) {
+        uint64_t attention = (H + 2 * K) * D, ffn = 2 * a->d_ff;
+        t->workspace_each =
+            c->ops->workspace((uint32_t)(attention > ffn ? attention : ffn), LORA_STACKED_MAX * c->shape.rank);
+        t->workspace = arena_take(arena, t->workspace_each * c->threads);
+    }
     t->attention_scratch =
         arena_reals(arena, c->ops->attention_scratch(a->n_heads, a->n_kv_heads, a->head_dim, c->seq_max, c->threads));
     uint64_t scratch = arena->used;
@@ -130,6 +139,7 @@ enum status transformer_new(const struct weights *weights, const struct transfor
     enum status st = transformer_plan(&weights->arch, config, &saved, &scratch, err);
     if (st != ST_OK)
         return st;
+    CHECK(weights->packed == config->ops->packed);
     struct transformer *t = xcalloc(1, sizeof *t);
     t->w = weights;
     t->config = *config;
@@ -144,7 +154,7 @@ enum status transformer_new(const struct weights *weights, const struct transfor
     }
     layout(t, &weights->arch, &t->arena);
     CHECK(t->arena.used == saved + scratch); /* the plan is what is taken */
-    t->lora.ops = t->loss.ops = config->ops;
+    pool_lend(t->pool, t->workspace, t->workspace_each);
     t->lora.pool = t->loss.pool = t->pool;
     rope_table(t->angles, config->seq_max, weights->arch.head_dim, (double)weights->arch.rope_theta,
                weights->rope_factors);
@@ -220,7 +230,7 @@ static void forward_attention(struct transformer *t, uint32_t l, const real *blo
     real eps = (real)a->rms_eps;
 
     ops->rmsnorm(t->pool, t->normed, C, s->x, C, w->attn_norm, M, 1, C, eps);
-    lora_forward(&t->lora, PRODUCT_QKV, l, s->qkv, s->u[PRODUCT_QKV], t->normed, w->qkv, block, M, false);
+    lora_forward(&t->lora, PRODUCT_QKV, l, s->qkv, s->u[PRODUCT_QKV], t->normed, &w->qkv, block, M, false);
     if (a->qkv_bias)
         ops->add_bias(t->pool, s->qkv, w->qkv_bias, M, (uint32_t)ld);
     if (a->qk_norm) {
@@ -240,7 +250,7 @@ static void forward_attention(struct transformer *t, uint32_t l, const real *blo
     } else {
         memcpy(s->mid, s->x, (size_t)M * C * sizeof(real));
     }
-    lora_forward(&t->lora, PRODUCT_O, l, s->mid, s->u[PRODUCT_O], att, w->o, block, rows_behind(t, l, M), true);
+    lora_forward(&t->lora, PRODUCT_O, l, s->mid, s->u[PRODUCT_O], att, &w->o, block, rows_behind(t, l, M), true);
 }
 
 /* x_next NULL: only what the backward needs. */
@@ -251,7 +261,7 @@ static void forward_ffn(struct transformer *t, uint32_t l, const real *block, re
     struct saved *s = &t->layers[l];
     uint32_t C = a->d_model;
     t->config.ops->rmsnorm(t->pool, t->normed, C, s->mid, C, w->ffn_norm, M, 1, C, (real)a->rms_eps);
-    lora_forward(&t->lora, PRODUCT_GATE_UP, l, s->gate_up, s->u[PRODUCT_GATE_UP], t->normed, w->gate_up, block, M,
+    lora_forward(&t->lora, PRODUCT_GATE_UP, l, s->gate_up, s->u[PRODUCT_GATE_UP], t->normed, &w->gate_up, block, M,
                  false);
     t->config.ops->swiglu(t->pool, t->hidden, s->gate_up, M, a->d_ff);
     if (!x_next) {
@@ -259,7 +269,7 @@ static void forward_ffn(struct transformer *t, uint32_t l, const real *block, re
         return;
     }
     memcpy(x_next, s->mid, (size_t)M * C * sizeof(real));
-    lora_forward(&t->lora, PRODUCT_DOWN, l, x_next, s->u[PRODUCT_DOWN], t->hidden, w->down, block, M, true);
+    lora_forward(&t->lora, PRODUCT_DOWN, l, x_next, s->u[PRODUCT_DOWN], t->hidden, &w->down, block, M, true);
 }
 
 static void forward(struct transformer *t, const real *block, const struct packed *packed)
@@ -294,16 +304,16 @@ static bool backward_ffn(struct transformer *t, uint32_t l, const real *block, r
     bool below = l > 0 || targets & (ATTENTION_IN | 1 << LORA_O);
     real eps = (real)a->rms_eps;
 
-    lora_dx(&t->lora, PRODUCT_DOWN, l, t->dhidden, t->dx, w->down, block, M);
+    lora_dx(&t->lora, PRODUCT_DOWN, l, t->dhidden, t->dx, &w->down, block, M);
     ops->swiglu_back(t->pool, s->gate_up, t->hidden, t->dhidden, M, a->d_ff);
-    lora_dw(&t->lora, PRODUCT_DOWN, l, grad, t->dx, t->hidden, s->u[PRODUCT_DOWN], block, M);
+    lora_dw(&t->lora, PRODUCT_DOWN, l, grad, t->dx, t->hidden, s->u[PRODUCT_DOWN], M);
+    lora_dx(&t->lora, PRODUCT_GATE_UP, l, below ? t->dn : NULL, s->gate_up, &w->gate_up, block, M);
     if (targets & FFN_IN) {
         ops->rmsnorm(t->pool, t->normed, C, s->mid, C, w->ffn_norm, M, 1, C, eps);
-        lora_dw(&t->lora, PRODUCT_GATE_UP, l, grad, s->gate_up, t->normed, s->u[PRODUCT_GATE_UP], block, M);
+        lora_dw(&t->lora, PRODUCT_GATE_UP, l, grad, s->gate_up, t->normed, s->u[PRODUCT_GATE_UP], M);
     }
     if (!below)
         return false;
-    lora_dx(&t->lora, PRODUCT_GATE_UP, l, t->dn, s->gate_up, w->gate_up, block, M);
     ops->rmsnorm_dx(t->pool, t->dx, C, t->dn, C, s->mid, C, w->ffn_norm, M, 1, C, eps, true);
     return true;
 }
@@ -323,10 +333,11 @@ static void backward_attention(struct transformer *t, uint32_t l, const real *bl
 
     bool last = l + 1 == a->n_layers;
     uint32_t n = rows_behind(t, l, M);
-    lora_dw(&t->lora, PRODUCT_O, l, grad, t->dx, last ? t->att_picked : s->att, s->u[PRODUCT_O], block, n);
-    if (l == 0 && !(targets & ATTENTION_IN))
+    bool below = l > 0 || targets & ATTENTION_IN;
+    lora_dx(&t->lora, PRODUCT_O, l, below ? t->datt : NULL, t->dx, &w->o, block, n);
+    lora_dw(&t->lora, PRODUCT_O, l, grad, t->dx, last ? t->att_picked : s->att, s->u[PRODUCT_O], n);
+    if (!below)
         return;
-    lora_dx(&t->lora, PRODUCT_O, l, t->datt, t->dx, w->o, block, n);
     if (last) {
         spread_rows(t, t->datt, (size_t)H * D, M);
         spread_rows(t, t->dx, C, M);
@@ -339,13 +350,13 @@ static void backward_attention(struct transformer *t, uint32_t l, const real *bl
         ops->rmsnorm_dx(t->pool, t->dqkv + H * D, ld, t->dqkv + H * D, ld, s->raw + H * D, ldr, w->k_norm, M, K, D, eps,
                         false);
     }
+    lora_dx(&t->lora, PRODUCT_QKV, l, l > 0 ? t->dn : NULL, t->dqkv, &w->qkv, block, M);
     if (targets & ATTENTION_IN) {
         ops->rmsnorm(t->pool, t->normed, C, s->x, C, w->attn_norm, M, 1, C, eps);
-        lora_dw(&t->lora, PRODUCT_QKV, l, grad, t->dqkv, t->normed, s->u[PRODUCT_QKV], block, M);
+        lora_dw(&t->lora, PRODUCT_QKV, l, grad, t->dqkv, t->normed, s->u[PRODUCT_QKV], M);
     }
     if (l == 0)
         return;
-    lora_dx(&t->lora, PRODUCT_QKV, l, t->dn, t->dqkv, w->qkv, block, M);
     ops->rmsnorm_dx(t->pool, t->dx, C, t->dn, C, s->x, C, w->attn_norm, M, 1, C, eps, true);
 }
 

@@ -1,5 +1,7 @@
-/* weights.h - a frozen base as the engine wants it: f32 (`real`), each matrix once, q/k/v and gate/up one above the other.
+/* weights.h - a frozen base as the engine wants it: each matrix in one form, q/k/v and gate/up one above the other.
  *
+ * The form is f32 (`real`) rows, or, packed, bf16 tiles for ops_bf16: one set for the way forward and one for the way back. Norms,
+ * biases and the embedding are f32 in both.
  * Hugging Face row order, row-major (out, in), so Y = X W^T. Legend of shapes: ops.h. Shared read-only by any number of
  * trainers, evaluators and generators; no locks.
  */
@@ -15,21 +17,22 @@
 struct base;
 
 struct layer_weights {
-    real *attn_norm;       /* (C) */
-    real *qkv;             /* ((H+2K)*D, C): rows of q, then of k, then of v */
-    real *qkv_bias;        /* ((H+2K)*D), NULL without arch.qkv_bias */
-    real *q_norm, *k_norm; /* (D), NULL without arch.qk_norm */
-    real *o;               /* (C, H*D) */
-    real *ffn_norm;        /* (C) */
-    real *gate_up;         /* (2F, C): rows of gate, then of up */
-    real *down;            /* (C, F) */
+    real *attn_norm;              /* (C) */
+    struct frozen_matrix qkv;     /* ((H+2K)*D, C): rows of q, then of k, then of v */
+    real *qkv_bias;               /* ((H+2K)*D), NULL without arch.qkv_bias */
+    real *q_norm, *k_norm;        /* (D), NULL without arch.qk_norm */
+    struct frozen_matrix o;       /* (C, H*D) */
+    real *ffn_norm;               /* (C) */
+    struct frozen_matrix gate_up; /* (2F, C): rows of gate, then of up */
+    struct frozen_matrix down;    /* (C, F) */
 };
 
 struct weights {
     struct arch arch;
-    real *embed;    /* (V, C) */
-    real *out_norm; /* (C) */
-    real *head;     /* (V, C); the same memory as embed when the head is tied */
+    bool packed;
+    real *embed;               /* (V, C) */
+    real *out_norm;            /* (C) */
+    struct frozen_matrix head; /* (V, C); its rows are embed's memory when the head is tied */
     struct layer_weights *layers;
     float *rope_factors; /* (D/2) each frequency is divided by its factor; NULL: none is */
     uint64_t bytes;      /* of the one mapping behind all of it */
@@ -37,13 +40,16 @@ struct weights {
 };
 
 /* Bytes that weights of this shape take. */
-uint64_t weights_bytes(const struct arch *arch);
+uint64_t weights_bytes(const struct arch *arch, bool packed);
 
 /* Uninitialised memory of the right shape: for tests and loaders. ST_NO_MEMORY when it cannot be had. */
-enum status weights_new(const struct arch *arch, struct weights **out, struct err *err);
+enum status weights_new(const struct arch *arch, bool packed, struct weights **out, struct err *err);
 
-/* Dequantises all of `base` once. The base may be closed afterwards. */
-enum status weights_load(const struct base *base, struct weights **out, struct err *err);
+/* Dequantises all of `base` once, into the form that the table wants. The base may be closed afterwards. */
+enum status weights_load(const struct base *base, const struct ops *ops, struct weights **out, struct err *err);
+
+/* Turns *weights from f32 rows into tiles, giving back each matrix when it has been packed. The CPU must have a bf16_unit(). */
+enum status weights_pack(struct weights **weights, struct err *err);
 void weights_free(struct weights *weights);
 
 #endif

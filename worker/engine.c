@@ -101,7 +101,7 @@ enum status engine_prepare(struct engine *engine, uint32_t rank, uint32_t alpha,
     struct trainer_config config = config_of(engine, NULL, context < DEFAULT_SEQ ? context : DEFAULT_SEQ);
     status = trainer_fit(base_arch(engine->base), &config, plan, err);
     if (status == ST_OK && !engine->weights)
-        status = weights_load(engine->base, &engine->weights, err);
+        status = weights_load(engine->base, ops_of(engine->options.ops), &engine->weights, err);
     if (status == ST_OK)
         status = make_trainer(engine, &config, err);
     if (status == ST_OK)

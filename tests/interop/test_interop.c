@@ -154,7 +154,7 @@ static void test_llama_cpp_agrees(void)
     for (size_t i = 0; i < adapter_floats(&s); i++)
         block[i] = 0.05f * (float)rng_normal(&rng);
     evaluator_defaults(&s, &config);
-    EXPECT_ST(weights_load(base, &weights, &err), ST_OK, &err);
+    EXPECT_ST(weights_load(base, &ops_blas, &weights, &err), ST_OK, &err);
     EXPECT_ST(evaluator_new(weights, &config, &evaluator, &err), ST_OK, &err);
     REQUIRE(evaluator != NULL);
     double bare = our_loss(evaluator, NULL, &ids), adapted = our_loss(evaluator, block, &ids);

@@ -50,7 +50,7 @@ static void prepare(void)
     struct err err;
     struct rng rng;
     rng_seed(&rng, 9);
-    if (!EXPECT_ST(weights_new(&small, &weights, &err), ST_OK, &err))
+    if (!EXPECT_ST(weights_new(&small, false, &weights, &err), ST_OK, &err))
         exit(1);
     float *w = weights->memory;
     for (size_t i = 0; i < weights->bytes / sizeof *w; i++)
@@ -74,7 +74,7 @@ static void freeze(void)
     frozen = (struct frozen){.arch = small, .out_norm = weights->out_norm};
     frozen.layers = xcalloc(small.n_layers, sizeof *frozen.layers);
     frozen.embed = f32_matrix(weights->embed, VOCAB, C);
-    frozen.head = f32_matrix(weights->head, VOCAB, C);
+    frozen.head = f32_matrix(weights->head.rows, VOCAB, C);
     for (uint32_t l = 0; l < small.n_layers; l++) {
         const struct layer_weights *w = &weights->layers[l];
         frozen.layers[l] = (struct frozen_layer){
@@ -83,10 +83,11 @@ static void freeze(void)
             .qkv_bias = w->qkv_bias,
             .q_norm = w->q_norm,
             .k_norm = w->k_norm,
-            .qkv = {f32_matrix(w->qkv, Q, C), f32_matrix(w->qkv + Q * C, K, C), f32_matrix(w->qkv + (Q + K) * C, K, C)},
-            .o = f32_matrix(w->o, C, Q),
-            .gate_up = {f32_matrix(w->gate_up, F, C), f32_matrix(w->gate_up + F * C, F, C)},
-            .down = f32_matrix(w->down, C, F)};
+            .qkv = {f32_matrix(w->qkv.rows, Q, C), f32_matrix(w->qkv.rows + Q * C, K, C),
+                    f32_matrix(w->qkv.rows + (Q + K) * C, K, C)},
+            .o = f32_matrix(w->o.rows, C, Q),
+            .gate_up = {f32_matrix(w->gate_up.rows, F, C), f32_matrix(w->gate_up.rows + F * C, F, C)},
+            .down = f32_matrix(w->down.rows, C, F)};
     }
 }
 

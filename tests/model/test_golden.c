@@ -65,7 +65,8 @@ static struct weights *load(const char *path)
     struct err err;
     struct base *base;
     struct weights *w;
-    if (!EXPECT_ST(base_open(path, &base, &err), ST_OK, &err) || !EXPECT_ST(weights_load(base, &w, &err), ST_OK, &err))
+    if (!EXPECT_ST(base_open(path, &base, &err), ST_OK, &err) ||
+        !EXPECT_ST(weights_load(base, &ops_blas, &w, &err), ST_OK, &err))
         exit(harness_end());
     base_close(base);
     return w;

@@ -37,7 +37,7 @@ static void prepare(void)
     struct err err;
     struct rng rng;
     rng_seed(&rng, 42);
-    if (!EXPECT_ST(weights_new(&small, &weights, &err), ST_OK, &err))
+    if (!EXPECT_ST(weights_new(&small, false, &weights, &err), ST_OK, &err))
         exit(1);
     float *w = weights->memory;
     for (size_t i = 0; i < weights->bytes / sizeof *w; i++)

@@ -36,21 +36,21 @@ static struct weights *random_weights(const struct arch *a, uint64_t seed)
     struct err err;
     struct rng rng;
     rng_seed(&rng, seed);
-    if (!EXPECT_ST(weights_new(a, &w, &err), ST_OK, &err))
+    if (!EXPECT_ST(weights_new(a, false, &w, &err), ST_OK, &err))
         exit(1);
     size_t C = a->d_model, Q = a->n_heads * a->head_dim, QKV = Q + 2 * a->n_kv_heads * a->head_dim;
     fill(&rng, w->embed, a->vocab_size * C, 1, 0);
     if (!a->tied_head)
-        fill(&rng, w->head, a->vocab_size * C, 1, 0);
+        fill(&rng, w->head.rows, a->vocab_size * C, 1, 0);
     fill(&rng, w->out_norm, C, 0.2, 1);
     for (uint32_t l = 0; l < a->n_layers; l++) {
         struct layer_weights *layer = &w->layers[l];
         fill(&rng, layer->attn_norm, C, 0.2, 1);
         fill(&rng, layer->ffn_norm, C, 0.2, 1);
-        fill(&rng, layer->qkv, QKV * C, 0.4, 0);
-        fill(&rng, layer->o, C * Q, 0.4, 0);
-        fill(&rng, layer->gate_up, 2 * a->d_ff * C, 0.4, 0);
-        fill(&rng, layer->down, C * a->d_ff, 0.4, 0);
+        fill(&rng, layer->qkv.rows, QKV * C, 0.4, 0);
+        fill(&rng, layer->o.rows, C * Q, 0.4, 0);
+        fill(&rng, layer->gate_up.rows, 2 * a->d_ff * C, 0.4, 0);
+        fill(&rng, layer->down.rows, C * a->d_ff, 0.4, 0);
         if (a->qkv_bias)
             fill(&rng, layer->qkv_bias, QKV, 0.4, 0);
         if (a->qk_norm) {

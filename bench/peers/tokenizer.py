@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Text to tokens on one thread: alluvium beside Hugging Face tokenizers on the same files, alternating; the ids must be equal.
 
-usage: bench/peers/tokenize.py BASE.gguf TEXT.jsonl ...      (needs: pip install tokenizers gguf; and bench_tokenize built)
+usage: bench/peers/tokenizer.py BASE.gguf TEXT.jsonl ...      (needs: pip install tokenizers gguf; and bench_tokenize built)
 
 The texts of all records of each file, joined by line ends; and a file of random Unicode, seeded. The reference is built from the GGUF's own vocabulary and merges,
 with the digits split off as llama.cpp's "smollm" does; transformers' own reading of a GGUF drops that step. A record at a time

@@ -1,0 +1,302 @@
+#include "model/bf16.h"
+
+#if defined(__x86_64__)
+
+#include <immintrin.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#define AVX512 __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")))
+#define AMX __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,amx-tile,amx-bf16")))
+
+#define INLINE AVX512 static inline __attribute__((always_inline))
+
+/* Linux gives the tile registers to a process that asks (arch/x86/xstate.rst); all its threads then have them. */
+static bool amx(void)
+{
+    enum { ARCH_REQ_XCOMP_PERM = 0x1023, XFEATURE_XTILEDATA = 18 };
+    const unsigned BF16 = 1u << 22, TILE = 1u << 24;
+    unsigned a, b, c, d;
+    __asm__("cpuid" : "=a"(a), "=b"(b), "=c"(c), "=d"(d) : "a"(7), "c"(0));
+    const char *asked = getenv("ALLUVIUM_BF16");
+    return d & BF16 && d & TILE && !(asked && !strcmp(asked, "avx512")) &&
+           syscall(SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA) == 0;
+}
+
+enum bf16_unit bf16_unit(void)
+{
+    if (!__builtin_cpu_supports("avx512bf16") || !__builtin_cpu_supports("avx512bw") ||
+        !__builtin_cpu_supports("avx512dq") || !__builtin_cpu_supports("avx512vl"))
+        return BF16_NONE;
+    return amx() ? BF16_AMX : BF16_AVX512;
+}
+
+/* ------------------------------------------------------------------ packing */
+
+INLINE __m512i words_along(const float *x, uint32_t K, __m512 scale)
+{
+    __mmask16 low = K >= 16 ? 0xffff : (__mmask16)((1u << K) - 1);
+    __mmask16 high = K >= 32 ? 0xffff : K <= 16 ? 0 : (__mmask16)((1u << (K - 16)) - 1);
+    __m512 a = _mm512_mul_ps(_mm512_maskz_loadu_ps(low, x), scale);
+    __m512 b = _mm512_mul_ps(_mm512_maskz_loadu_ps(high, x + 16), scale);
+    return (__m512i)_mm512_cvtne2ps_pbh(b, a);
+}
+
+INLINE __m512i words_across(const float *x, size_t ld, uint32_t rows, uint32_t K, __m512 scale)
+{
+    __mmask16 some = rows >= 16 ? 0xffff : (__mmask16)((1u << rows) - 1);
+    __m512 a = _mm512_mul_ps(_mm512_maskz_loadu_ps(K > 0 ? some : 0, x), scale);
+    __m512 b = _mm512_mul_ps(_mm512_maskz_loadu_ps(K > 1 ? some : 0, x + ld), scale);
+    const __m512i pairs = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8, 23, 7, 22, 6,
+                                           21, 5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
+    return _mm512_permutexvar_epi16(pairs, (__m512i)_mm512_cvtne2ps_pbh(b, a));
+}
+
+INLINE void transpose(__m512i x[16])
+{
+    __m512i y[16];
+    for (int i = 0; i < 16; i += 2) {
+        y[i] = _mm512_unpacklo_epi32(x[i], x[i + 1]);
+        y[i + 1] = _mm512_unpackhi_epi32(x[i], x[i + 1]);
+    }
+    for (int i = 0; i < 16; i += 4)
+        for (int j = 0; j < 2; j++) {
+            x[i + 2 * j] = _mm512_unpacklo_epi64(y[i + j], y[i + j + 2]);
+            x[i + 2 * j + 1] = _mm512_unpackhi_epi64(y[i + j], y[i + j + 2]);
+        }
+    for (int i = 0; i < 16; i += 8)
+        for (int j = 0; j < 4; j++) {
+            y[i + j] = _mm512_shuffle_i32x4(x[i + j], x[i + j + 4], 0x88);
+            y[i + j + 4] = _mm512_shuffle_i32x4(x[i + j], x[i + j + 4], 0xdd);
+        }
+    for (int j = 0; j < 8; j++) {
+        x[j] = _mm512_shuffle_i32x4(y[j], y[j + 8], 0x88);
+        x[j + 8] = _mm512_shuffle_i32x4(y[j], y[j + 8], 0xdd);
+    }
+}
+
+INLINE void pack_tile(uint16_t *out, bool turn, const struct bf16_source *from, const float *x, uint32_t rows,
+                      uint32_t K)
+{
+    const __m512 scale = _mm512_set1_ps(from->scale);
+    __m512i word[16];
+    for (uint32_t i = 0; i < 16; i++)
+        if (from->across)
+            word[i] = 2 * i < K ? words_across(x + 2 * i * from->ld, from->ld, rows, K - 2 * i, scale)
+                                : _mm512_setzero_si512();
+        else
+            word[i] = i < rows ? words_along(x + i * from->ld, K, scale) : _mm512_setzero_si512();
+    if (turn)
+        transpose(word);
+    for (uint32_t i = 0; i < 16; i++)
+        _mm512_store_si512((void *)(out + i * BF16_STEP), word[i]);
+}
+
+/* Whole tiles apart, so that the compiler sees that nothing is masked. */
+AVX512 static void pack_at(uint16_t *tile, bool turn, struct bf16_source *from, uint32_t i, uint32_t k, uint32_t rows,
+                           uint32_t K)
+{
+    const float *x = from->data + (from->across ? k * from->ld + i : i * from->ld + k);
+    if (rows - i < BF16_ROWS || K - k < BF16_STEP)
+        pack_tile(tile, turn, from, x, rows - i, K - k);
+    else if (turn)
+        pack_tile(tile, true, from, x, BF16_ROWS, BF16_STEP);
+    else
+        pack_tile(tile, false, from, x, BF16_ROWS, BF16_STEP);
+}
+
+/* In the order in which the source lies. */
+void bf16_pack(uint16_t *out, enum bf16_side side, size_t steps, size_t step0, struct bf16_source from, uint32_t rows,
+               uint32_t K)
+{
+    const bool turn = (side == BF16_RIGHT) != from.across;
+    out += step0 * BF16_TILE;
+    if (from.across)
+        for (uint32_t k = 0; k < K; k += BF16_STEP)
+            for (uint32_t i = 0; i < rows; i += BF16_ROWS)
+                pack_at(out + (i / BF16_ROWS * steps + k / BF16_STEP) * BF16_TILE, turn, &from, i, k, rows, K);
+    else
+        for (uint32_t i = 0; i < rows; i += BF16_ROWS)
+            for (uint32_t k = 0; k < K; k += BF16_STEP)
+                pack_at(out + (i / BF16_ROWS * steps + k / BF16_STEP) * BF16_TILE, turn, &from, i, k, rows, K);
+}
+
+/* ------------------------------------------------------------------ products */
+
+enum { BLOCK = 2 * BF16_ROWS };
+
+/* C (32, 32) from two left strips and two right ones, or added to it. */
+struct block {
+    float *C;
+    size_t ldc;
+    bool accumulate;
+    const uint16_t *left[2], *right[2][2]; /* [part][strip] */
+    uint32_t steps[2];
+};
+
+/* In memory: GCC 12 takes the instruction to read eight bytes and leaves out the rest of a local one. */
+static const struct {
+    uint8_t palette, start, none[14];
+    uint16_t bytes[16];
+    uint8_t rows[16];
+} tile_shapes = {1, 0, {0}, {64, 64, 64, 64, 64, 64, 64, 64}, {16, 16, 16, 16, 16, 16, 16, 16}};
+
+AMX static void tiles_ready(void)
+{
+    static _Thread_local bool ready;
+    if (!ready)
+        _tile_loadconfig(&tile_shapes);
+    ready = true;
+}
+
+AMX static void block_amx(const struct block *b)
+{
+    const size_t stride = b->ldc * sizeof(float);
+    float *low = b->C + BF16_ROWS * b->ldc;
+    if (b->accumulate) {
+        _tile_loadd(0, b->C, stride);
+        _tile_loadd(1, b->C + BF16_ROWS, stride);
+        _tile_loadd(2, low, stride);
+        _tile_loadd(3, low + BF16_ROWS, stride);
+    } else {
+        _tile_zero(0);
+        _tile_zero(1);
+        _tile_zero(2);
+        _tile_zero(3);
+    }
+    const uint16_t *l0 = b->left[0], *l1 = b->left[1];
+    for (int part = 0; part < 2; part++) {
+        const uint16_t *r0 = b->right[part][0], *r1 = b->right[part][1];
+        for (uint32_t s = 0; s < b->steps[part]; s++) {
+            _tile_loadd(4, l0, 64);
+            _tile_loadd(6, r0, 64);
+            _tile_dpbf16ps(0, 4, 6);
+            _tile_loadd(7, r1, 64);
+            _tile_dpbf16ps(1, 4, 7);
+            _tile_loadd(5, l1, 64);
+            _tile_dpbf16ps(2, 5, 6);
+            _tile_dpbf16ps(3, 5, 7);
+            l0 += BF16_TILE;
+            l1 += BF16_TILE;
+            r0 += BF16_TILE;
+            r1 += BF16_TILE;
+        }
+    }
+    _tile_stored(0, b->C, stride);
+    _tile_stored(1, b->C + BF16_ROWS, stride);
+    _tile_stored(2, low, stride);
+    _tile_stored(3, low + BF16_ROWS, stride);
+}
+
+/* The same with vectors: 8 rows at a time, two vectors of 16 columns. */
+AVX512 static void block_avx512(const struct block *b)
+{
+    enum { ROWS = 8 };
+    for (uint32_t row = 0; row < BLOCK; row += ROWS) {
+        float *c = b->C + row * b->ldc;
+        const uint16_t *l = b->left[row / BF16_ROWS] + row % BF16_ROWS * BF16_STEP;
+        __m512 sum[ROWS][2];
+        for (int i = 0; i < ROWS; i++)
+            for (int j = 0; j < 2; j++)
+                sum[i][j] =
+                    b->accumulate ? _mm512_loadu_ps(c + (size_t)i * b->ldc + j * BF16_ROWS) : _mm512_setzero_ps();
+        for (int part = 0; part < 2; part++) {
+            const uint16_t *r0 = b->right[part][0], *r1 = b->right[part][1];
+            for (uint32_t s = 0; s < b->steps[part]; s++, l += BF16_TILE - BF16_STEP)
+                for (uint32_t w = 0; w < BF16_STEP / 2; w++, l += 2, r0 += BF16_STEP, r1 += BF16_STEP) {
+                    __m512bh x = (__m512bh)_mm512_load_si512((const void *)r0);
+                    __m512bh y = (__m512bh)_mm512_load_si512((const void *)r1);
+#pragma GCC unroll 8
+                    for (int i = 0; i < ROWS; i++) {
+                        int32_t word;
+                        memcpy(&word, l + i * BF16_STEP, sizeof word);
+                        __m512bh a = (__m512bh)_mm512_set1_epi32(word);
+                        sum[i][0] = _mm512_dpbf16_ps(sum[i][0], a, x);
+                        sum[i][1] = _mm512_dpbf16_ps(sum[i][1], a, y);
+                    }
+                }
+        }
+        for (int i = 0; i < ROWS; i++)
+            for (int j = 0; j < 2; j++)
+                _mm512_storeu_ps(c + (size_t)i * b->ldc + j * BF16_ROWS, sum[i][j]);
+    }
+}
+
+/* A block that ends early, or is turned, by way of a whole one. */
+static void copy_block(float *C, size_t ldc, bool turned, bool accumulate, const float *block, uint32_t rows,
+                       uint32_t columns)
+{
+    const size_t down = turned ? 1 : ldc, right = turned ? ldc : 1;
+    for (uint32_t i = 0; i < rows; i++)
+        for (uint32_t j = 0; j < columns; j++) {
+            float *c = C + i * down + j * right;
+            *c = (accumulate ? *c : 0) + block[i * BLOCK + j];
+        }
+}
+
+/* A block is computed faster than its memory answers: the next one's lines are asked for meanwhile. */
+static void fetch_block(const float *C, size_t ldc)
+{
+    for (uint32_t i = 0; i < BLOCK; i++) {
+        __builtin_prefetch(C + i * ldc, 1, 3);
+        __builtin_prefetch(C + i * ldc + BLOCK / 2, 1, 3);
+    }
+}
+
+void bf16_multiply(enum bf16_unit unit, float *C, size_t ldc, bool turned, bool accumulate, const uint16_t *left,
+                   size_t strip, const struct bf16_right right[2], uint32_t M, uint32_t N)
+{
+    _Alignas(64) float whole[BLOCK * BLOCK];
+    if (unit == BF16_AMX)
+        tiles_ready();
+    for (uint32_t n = 0; n < N; n += BLOCK)
+        for (uint32_t m = 0; m < M; m += BLOCK) {
+            const size_t up = m + BF16_ROWS < M, beside = n + BF16_ROWS < N; /* else the second strip is not there */
+            uint32_t rows = M - m < BLOCK ? M - m : BLOCK, columns = N - n < BLOCK ? N - n : BLOCK;
+            const bool direct = !turned && rows == BLOCK && columns == BLOCK;
+            float *at = C + (turned ? n * ldc + m : m * ldc + n);
+            if (!turned && m + 2 * BLOCK <= M)
+                fetch_block(at + BLOCK * ldc, ldc);
+            else if (!turned && n + 2 * BLOCK <= N && M >= BLOCK)
+                fetch_block(C + n + BLOCK, ldc);
+            struct block b = {
+                .C = direct ? at : whole, .ldc = direct ? ldc : BLOCK, .accumulate = direct && accumulate};
+            b.left[0] = left + m / BF16_ROWS * strip * BF16_TILE;
+            b.left[1] = b.left[0] + up * strip * BF16_TILE;
+            for (int part = 0; part < 2; part++) {
+                b.steps[part] = right[part].steps;
+                b.right[part][0] = right[part].tiles + n / BF16_ROWS * right[part].strip * BF16_TILE;
+                b.right[part][1] = b.right[part][0] + beside * right[part].strip * BF16_TILE;
+            }
+            if (unit == BF16_AMX)
+                block_amx(&b);
+            else
+                block_avx512(&b);
+            if (!direct)
+                copy_block(at, ldc, turned, accumulate, whole, rows, columns);
+        }
+}
+
+#else
+
+enum bf16_unit bf16_unit(void)
+{
+    return BF16_NONE;
+}
+
+void bf16_pack(uint16_t *out, enum bf16_side side, size_t steps, size_t step0, struct bf16_source from, uint32_t rows,
+               uint32_t K)
+{
+    (void)out, (void)side, (void)steps, (void)step0, (void)from, (void)rows, (void)K;
+}
+
+void bf16_multiply(enum bf16_unit unit, float *C, size_t ldc, bool turned, bool accumulate, const uint16_t *left,
+                   size_t strip, const struct bf16_right right[2], uint32_t M, uint32_t N)
+{
+    (void)unit, (void)C, (void)ldc, (void)turned, (void)accumulate, (void)left, (void)strip, (void)right, (void)M,
+        (void)N;
+}
+
+#endif

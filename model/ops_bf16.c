@@ -1,0 +1,342 @@
+/* The table whose products go through bf16 (bf16.h). The frozen matrices come packed; all else is packed where it is used, in pieces
+ * that stay in a core's second cache. The sums of a product are never split, so threads change no bit.
+ */
+#include <stdio.h>
+
+#include "base/check.h"
+#include "model/bf16.h"
+#include "model/ops_fast.h"
+#include "model/ops_tiles.h"
+
+enum {
+    STEPS_MAX = 64,     /* k of a piece, in steps */
+    PIECE_TILES = 1024, /* of one factor: 1 MB */
+    BLOCK = 2 * BF16_ROWS
+};
+
+static enum bf16_unit unit;
+
+static uint32_t least(uint32_t a, uint32_t b)
+{
+    return a < b ? a : b;
+}
+
+/* The largest piece of at most `max` when n is cut into equal ones of whole `grain`s. */
+static uint32_t equal_piece(uint32_t n, uint32_t max, uint32_t grain)
+{
+    max = max < grain ? grain : max;
+    uint32_t pieces = (n + max - 1) / max;
+    return pieces ? ((n + pieces - 1) / pieces + grain - 1) / grain * grain : grain;
+}
+
+/* ------------------------------------------------------------------ products of two plain factors */
+
+struct factor { /* rows along the output; see bf16_source */
+    const float *data;
+    size_t ld;
+    bool across;
+    uint32_t rows;
+};
+
+static const float *factor_at(const struct factor *f, uint32_t row, uint32_t k)
+{
+    return f->data + (f->across ? k * f->ld + row : row * f->ld + k);
+}
+
+struct product { /* C (left.rows, right.rows) over K, added to C if `accumulate`; `turned`: C is its transpose */
+    struct factor left, right;
+    float *C;
+    size_t ldc;
+    uint32_t K;
+    float scale;
+    bool turned, accumulate;
+    struct pool *pool;
+};
+
+static void pack_piece(uint16_t *out, enum bf16_side side, size_t steps, const struct factor *f, float scale,
+                       uint32_t row, uint32_t rows, uint32_t k, uint32_t K)
+{
+    bf16_pack(out, side, steps, 0, (struct bf16_source){factor_at(f, row, k), f->ld, f->across, scale}, rows, K);
+}
+
+static void product_part(const struct product *p, uint16_t *left, uint16_t *right)
+{
+    const uint32_t K = equal_piece(p->K, STEPS_MAX * BF16_STEP, BF16_STEP), steps = (uint32_t)bf16_steps(K);
+    const uint32_t M = equal_piece(p->left.rows, PIECE_TILES / steps * BF16_ROWS / BLOCK * BLOCK, BLOCK);
+    const uint32_t N = equal_piece(p->right.rows, PIECE_TILES / steps * BF16_ROWS / BLOCK * BLOCK, BLOCK);
+    for (uint32_t k = 0; k < p->K; k += K)
+        for (uint32_t n = 0; n < p->right.rows; n += N) {
+            uint32_t depth = least(K, p->K - k), columns = least(N, p->right.rows - n);
+            const struct bf16_right parts[2] = {{right, steps, (uint32_t)bf16_steps(depth)}, {right, 0, 0}};
+            pack_piece(right, BF16_RIGHT, steps, &p->right, p->scale, n, columns, k, depth);
+            for (uint32_t m = 0; m < p->left.rows; m += M) {
+                uint32_t rows = least(M, p->left.rows - m);
+                pack_piece(left, BF16_LEFT, steps, &p->left, 1, m, rows, k, depth);
+                bf16_multiply(unit, p->C + (p->turned ? n * p->ldc + m : m * p->ldc + n), p->ldc, p->turned,
+                              p->accumulate || k > 0, left, steps, parts, rows, columns);
+            }
+        }
+}
+
+static void product_share(void *arg, uint32_t thread)
+{
+    struct product p = *(const struct product *)arg;
+    struct factor *split = p.left.rows >= p.right.rows ? &p.left : &p.right;
+    uint32_t begin, end;
+    pool_share(split->rows, BLOCK, thread, pool_threads(p.pool), &begin, &end);
+    split->data = factor_at(split, begin, 0);
+    split->rows = end - begin;
+    p.C += (split == &p.left) != p.turned ? begin * p.ldc : begin;
+    uint16_t *workspace = pool_workspace(p.pool, thread);
+    if (begin < end)
+        product_part(&p, workspace, workspace + (size_t)PIECE_TILES * BF16_TILE);
+}
+
+static void product(struct pool *pool, struct product p)
+{
+    p.pool = pool;
+    pool_run(pool, (uint64_t)p.left.rows * p.right.rows * p.K, product_share, &p);
+}
+
+static void linear(struct pool *pool, float *Y, size_t ldy, const float *X, size_t ldx, const float *W, size_t ldw,
+                   uint32_t M, uint32_t N, uint32_t I, float s, bool accumulate)
+{
+    product(pool,
+            (struct product){{X, ldx, false, M}, {W, ldw, false, N}, Y, ldy, I, .scale = s, .accumulate = accumulate});
+}
+
+static void linear_dx(struct pool *pool, float *dX, size_t lddx, const float *dY, size_t lddy, const float *W,
+                      size_t ldw, uint32_t M, uint32_t N, uint32_t I, float s, bool accumulate)
+{
+    product(pool, (struct product){
+                      {dY, lddy, false, M}, {W, ldw, true, I}, dX, lddx, N, .scale = s, .accumulate = accumulate});
+}
+
+/* A factor across is packed fastest on the right: the larger goes there. */
+static void linear_dw(struct pool *pool, float *dW, size_t lddw, const float *dY, size_t lddy, const float *X,
+                      size_t ldx, uint32_t M, uint32_t N, uint32_t I, float s, bool accumulate)
+{
+    struct product p = {{dY, lddy, true, N}, {X, ldx, true, I}, dW, lddw, M, .scale = s, .accumulate = accumulate};
+    if (N > I) {
+        struct factor larger = p.left;
+        p.left = p.right;
+        p.right = larger;
+        p.turned = true;
+    }
+    product(pool, p);
+}
+
+/* ------------------------------------------------------------------ a frozen matrix and what learns beside it */
+
+/* Both ways are one: Z (M, width) = X P^T;  Y (M, N) = X W^T + Z Q^T, with P (width, K) and Q (N, width). */
+struct beside {
+    float *Y, *Z;
+    const float *X;
+    const uint16_t *W; /* packed: N rows of K */
+    struct factor P, Q;
+    uint32_t M, N, K, width;
+    bool accumulate;
+    struct pool *pool;
+};
+
+/* Thread's part: rows [row, end) of X, columns [n, N) of Y. */
+static void beside_part(const struct beside *b, uint32_t row, uint32_t end, uint32_t n, uint32_t N, uint16_t *left)
+{
+    const uint32_t steps = (uint32_t)bf16_steps(b->K), more = (uint32_t)bf16_steps(b->width);
+    const uint32_t depth = equal_piece(steps, STEPS_MAX, 1), strip = depth + more;
+    const uint32_t piece = equal_piece(end - row, PIECE_TILES / strip * BF16_ROWS / BLOCK * BLOCK, BLOCK);
+    const uint16_t *W = b->W + n / BF16_ROWS * (size_t)steps * BF16_TILE;
+    uint16_t *P = left + (size_t)PIECE_TILES * BF16_TILE, *Q = P + bf16_strips(b->width) * steps * BF16_TILE;
+    if (b->width) {
+        pack_piece(P, BF16_RIGHT, steps, &b->P, 1, 0, b->width, 0, b->K);
+        pack_piece(Q, BF16_RIGHT, more, &b->Q, 1, n, N - n, 0, b->width);
+    }
+    for (uint32_t m = row; m < end; m += piece)
+        for (uint32_t s = 0; s < steps; s += depth) {
+            const uint32_t rows = least(piece, end - m), here = least(depth, steps - s), k = s * BF16_STEP;
+            const bool last = s + here == steps;
+            float *Y = b->Y + (size_t)m * b->N + n, *Z = b->Z + (size_t)m * b->width;
+            struct bf16_right parts[2] = {{P + s * BF16_TILE, steps, here}, {Q, more, 0}};
+            bf16_pack(left, BF16_LEFT, strip, 0, (struct bf16_source){b->X + (size_t)m * b->K + k, b->K, false, 1},
+                      rows, least(here * BF16_STEP, b->K - k));
+            if (b->width)
+                bf16_multiply(unit, Z, b->width, false, s > 0, left, strip, parts, rows, b->width);
+            if (b->width && last) {
+                bf16_pack(left, BF16_LEFT, strip, here, (struct bf16_source){Z, b->width, false, 1}, rows, b->width);
+                parts[1].steps = more;
+            }
+            parts[0].tiles = W + s * BF16_TILE;
+            bf16_multiply(unit, Y, b->N, false, b->accumulate || s > 0, left, strip, parts, rows, N - n);
+        }
+}
+
+/* By rows; by columns where each thread would read a matrix far larger than its rows (the head). */
+static void beside_share(void *arg, uint32_t thread)
+{
+    const struct beside *b = arg;
+    const uint32_t threads = pool_threads(b->pool);
+    uint32_t begin, end;
+    if (!b->width && b->N > 8 * b->M) {
+        pool_share(b->N, BLOCK, thread, threads, &begin, &end);
+        beside_part(b, 0, b->M, begin, end, pool_workspace(b->pool, thread));
+    } else {
+        pool_share(b->M, BLOCK, thread, threads, &begin, &end);
+        beside_part(b, begin, end, 0, b->N, pool_workspace(b->pool, thread));
+    }
+}
+
+static void frozen(struct pool *pool, float *Y, float *U, const float *X, const struct frozen_matrix *W,
+                   const struct low_rank *low, uint32_t M, uint32_t N, uint32_t I, bool accumulate)
+{
+    struct beside b = {
+        Y, U,          X,          W->forward, {low->A, I, false, low->width}, {low->S, low->width, false, N}, M, N,
+        I, low->width, accumulate, pool};
+    pool_run(pool, (uint64_t)M * N * I, beside_share, &b);
+}
+
+static void frozen_dx(struct pool *pool, float *dX, float *dU, const float *dY, const struct frozen_matrix *W,
+                      const struct low_rank *low, uint32_t M, uint32_t N, uint32_t I)
+{
+    struct beside b = {
+        dX, dU,         dY,    W->back, {low->S, low->width, true, low->width}, {low->A, I, true, I}, M, I,
+        N,  low->width, false, pool};
+    pool_run(pool, (uint64_t)M * N * I, beside_share, &b);
+}
+
+static size_t workspace(uint32_t side_max, uint32_t width_max)
+{
+    const size_t plain = (size_t)PIECE_TILES * BF16_TILE_BYTES;
+    const size_t right = bf16_bytes(width_max, side_max) + bf16_bytes(side_max, width_max);
+    return plain + (right > plain ? right : plain);
+}
+
+/* ------------------------------------------------------------------ attention */
+
+/* Of one tile: keys and values of the sample, packed once; P and S, their packed forms, and the rows of a block. */
+struct room {
+    float *P, *S, *Q, *O, *dQ;
+    uint16_t *k_along, *k_across, *v_along, *v_across, *left, *right;
+};
+
+static size_t give(float **at, float *scratch, size_t used, size_t floats)
+{
+    *at = scratch ? scratch + used : NULL;
+    return used + round16(floats);
+}
+
+static size_t give_tiles(uint16_t **at, float *scratch, size_t used, size_t bytes)
+{
+    *at = scratch ? (uint16_t *)(void *)(scratch + used) : NULL;
+    return used + bytes / sizeof(float);
+}
+
+static size_t layout(struct room *r, float *scratch, uint32_t G, uint32_t D, uint32_t T)
+{
+    const size_t rows = (size_t)G * BLOCK_ROWS;
+    size_t used = give(&r->P, scratch, 0, rows * T);
+    used = give(&r->S, scratch, used, rows * T);
+    used = give(&r->Q, scratch, used, rows * D);
+    used = give(&r->O, scratch, used, rows * D);
+    used = give(&r->dQ, scratch, used, rows * D);
+    used = give_tiles(&r->k_along, scratch, used, bf16_bytes(T, D));
+    used = give_tiles(&r->k_across, scratch, used, bf16_bytes(D, T));
+    used = give_tiles(&r->v_along, scratch, used, bf16_bytes(T, D));
+    used = give_tiles(&r->v_across, scratch, used, bf16_bytes(D, T));
+    const size_t by_keys = bf16_bytes(rows, T), by_rows = bf16_bytes(T, rows), by_head = bf16_bytes(rows, D);
+    const size_t left = by_keys > by_rows ? by_keys : by_rows;
+    used = give_tiles(&r->left, scratch, used, left > by_head ? left : by_head);
+    return give_tiles(&r->right, scratch, used, bf16_bytes(D, rows));
+}
+
+static size_t scratch_each(uint32_t G, uint32_t D, uint32_t seq_max)
+{
+    struct room r;
+    return layout(&r, NULL, G, D, seq_max);
+}
+
+/* C (M, N) = left (over K) times a right factor that is packed already, of strips `strip`. */
+static void times(float *C, size_t ldc, struct bf16_source left, uint16_t *packed, const uint16_t *right, size_t strip,
+                  uint32_t M, uint32_t N, uint32_t K, bool accumulate)
+{
+    const uint32_t steps = (uint32_t)bf16_steps(K);
+    const struct bf16_right parts[2] = {{right, strip, steps}, {right, 0, 0}};
+    bf16_pack(packed, BF16_LEFT, steps, 0, left, M, K);
+    bf16_multiply(unit, C, ldc, false, accumulate, packed, steps, parts, M, N);
+}
+
+static void forward_tile(const struct tiles *t, uint32_t sample, uint32_t kv_head, float *scratch)
+{
+    const struct tile_view v = view_of(t->a, sample, kv_head);
+    const size_t by_head = bf16_steps(v.D), by_keys = bf16_steps(v.T);
+    struct room r;
+    layout(&r, scratch, v.G, v.D, v.T);
+    bf16_pack(r.k_along, BF16_RIGHT, by_head, 0, (struct bf16_source){t->qkv + v.k, v.ld, false, 1}, v.T, v.D);
+    bf16_pack(r.v_across, BF16_RIGHT, by_keys, 0, (struct bf16_source){t->qkv + v.v, v.ld, true, 1}, v.D, v.T);
+    for (uint32_t r0 = 0; r0 < v.T; r0 += BLOCK_ROWS) {
+        uint32_t n = least(v.T - r0, BLOCK_ROWS), keys = r0 + n, rows = v.G * n;
+        stack_heads(r.Q, t->qkv + v.q, v.ld, &v, r0, n);
+        times(r.P, keys, (struct bf16_source){r.Q, v.D, false, v.scale}, r.left, r.k_along, by_head, rows, keys, v.D,
+              false);
+        softmax(t, &v, r.P, keys, r0, n);
+        times(r.O, v.D, (struct bf16_source){r.P, keys, false, 1}, r.left, r.v_across, by_keys, rows, v.D, keys, false);
+        unstack_heads(t->out + v.o, v.ldo, r.O, &v, r0, n);
+    }
+}
+
+static void backward_tile(const struct tiles *t, uint32_t sample, uint32_t kv_head, float *scratch)
+{
+    const struct tile_view v = view_of(t->a, sample, kv_head);
+    const size_t by_head = bf16_steps(v.D), by_keys = bf16_steps(v.T);
+    float *dk = t->dqkv + v.k, *dv = t->dqkv + v.v;
+    struct room r;
+    layout(&r, scratch, v.G, v.D, v.T);
+    bf16_pack(r.k_along, BF16_RIGHT, by_head, 0, (struct bf16_source){t->qkv + v.k, v.ld, false, 1}, v.T, v.D);
+    bf16_pack(r.v_along, BF16_RIGHT, by_head, 0, (struct bf16_source){t->qkv + v.v, v.ld, false, 1}, v.T, v.D);
+    bf16_pack(r.k_across, BF16_RIGHT, by_keys, 0, (struct bf16_source){t->qkv + v.k, v.ld, true, 1}, v.D, v.T);
+    clear_rows(dk, v.ld, v.T, v.D);
+    clear_rows(dv, v.ld, v.T, v.D);
+    for (uint32_t r0 = 0; r0 < v.T; r0 += BLOCK_ROWS) {
+        uint32_t n = least(v.T - r0, BLOCK_ROWS), keys = r0 + n, rows = v.G * n;
+        const size_t by_rows = bf16_steps(rows);
+        stack_heads(r.Q, t->qkv + v.q, v.ld, &v, r0, n);
+        stack_heads(r.O, t->dout + v.o, v.ldo, &v, r0, n);
+        times(r.P, keys, (struct bf16_source){r.Q, v.D, false, v.scale}, r.left, r.k_along, by_head, rows, keys, v.D,
+              false);
+        times(r.S, keys, (struct bf16_source){r.O, v.D, false, 1}, r.left, r.v_along, by_head, rows, keys, v.D, false);
+        softmax_back(t, &v, r.P, r.S, r.O, keys, r0, n);
+        bf16_pack(r.right, BF16_RIGHT, by_rows, 0, (struct bf16_source){r.O, v.D, true, 1}, v.D, rows);
+        times(dv, v.ld, (struct bf16_source){r.P, keys, true, 1}, r.left, r.right, by_rows, keys, v.D, rows, true);
+        bf16_pack(r.right, BF16_RIGHT, by_rows, 0, (struct bf16_source){r.Q, v.D, true, 1}, v.D, rows);
+        times(dk, v.ld, (struct bf16_source){r.S, keys, true, 1}, r.left, r.right, by_rows, keys, v.D, rows, true);
+        times(r.dQ, v.D, (struct bf16_source){r.S, keys, false, 1}, r.left, r.k_across, by_keys, rows, v.D, keys,
+              false);
+        unstack_heads(t->dqkv + v.q, v.ld, r.dQ, &v, r0, n);
+    }
+}
+
+const struct ops ops_bf16 = {.name = "bf16",
+                             .linear = linear,
+                             .linear_dx = linear_dx,
+                             .linear_dw = linear_dw,
+                             .packed = true,
+                             .frozen = frozen,
+                             .frozen_dx = frozen_dx,
+                             .workspace = workspace,
+                             .attention = attention,
+                             .attention_back = attention_back,
+                             .attention_scratch = attention_scratch,
+                             OPS_ROWS};
+
+enum status ops_bf16_start(struct err *err)
+{
+    unit = bf16_unit(); /* the same every time */
+    if (unit == BF16_NONE)
+        return err_set(err, ST_UNSUPPORTED,
+                       "the back end bf16 needs a CPU with AVX512-BF16, better with AMX; blas works on this one");
+    return ST_OK;
+}
+
+void ops_bf16_describe(char *out, size_t size)
+{
+    snprintf(out, size, "bf16 %s simd=%s", unit == BF16_AMX ? "amx" : "avx512", simd_level());
+}
