@@ -35,22 +35,35 @@ enum bf16_unit bf16_unit(void)
 
 /* ------------------------------------------------------------------ packing */
 
-INLINE __m512i words_along(const float *x, uint32_t K, __m512 scale)
+INLINE __mmask32 first(uint32_t n)
 {
-    __mmask16 low = K >= 16 ? 0xffff : (__mmask16)((1u << K) - 1);
-    __mmask16 high = K >= 32 ? 0xffff : K <= 16 ? 0 : (__mmask16)((1u << (K - 16)) - 1);
-    __m512 a = _mm512_mul_ps(_mm512_maskz_loadu_ps(low, x), scale);
-    __m512 b = _mm512_mul_ps(_mm512_maskz_loadu_ps(high, x + 16), scale);
+    return n >= 32 ? 0xffffffff : (1u << n) - 1;
+}
+
+INLINE __m512i words_along(const void *data, bool half, uint32_t K, __m512 scale)
+{
+    if (half)
+        return _mm512_maskz_loadu_epi16(first(K), data);
+    const float *x = data;
+    __m512 a = _mm512_mul_ps(_mm512_maskz_loadu_ps((__mmask16)first(K), x), scale);
+    __m512 b = _mm512_mul_ps(_mm512_maskz_loadu_ps((__mmask16)(first(K) >> 16), x + 16), scale);
     return (__m512i)_mm512_cvtne2ps_pbh(b, a);
 }
 
-INLINE __m512i words_across(const float *x, size_t ld, uint32_t rows, uint32_t K, __m512 scale)
+INLINE __m512i words_across(const void *data, size_t ld, bool half, uint32_t rows, uint32_t K, __m512 scale)
 {
-    __mmask16 some = rows >= 16 ? 0xffff : (__mmask16)((1u << rows) - 1);
-    __m512 a = _mm512_mul_ps(_mm512_maskz_loadu_ps(K > 0 ? some : 0, x), scale);
-    __m512 b = _mm512_mul_ps(_mm512_maskz_loadu_ps(K > 1 ? some : 0, x + ld), scale);
     const __m512i pairs = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8, 23, 7, 22, 6,
                                            21, 5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
+    const __mmask16 some = (__mmask16)first(rows < 16 ? rows : 16), next = K > 1 ? some : 0;
+    if (half) {
+        const uint16_t *x = data;
+        __m512i both = _mm512_castsi256_si512(_mm256_maskz_loadu_epi16(some, x));
+        both = _mm512_inserti64x4(both, _mm256_maskz_loadu_epi16(next, x + ld), 1);
+        return _mm512_permutexvar_epi16(pairs, both);
+    }
+    const float *x = data;
+    __m512 a = _mm512_mul_ps(_mm512_maskz_loadu_ps(some, x), scale);
+    __m512 b = _mm512_mul_ps(_mm512_maskz_loadu_ps(next, x + ld), scale);
     return _mm512_permutexvar_epi16(pairs, (__m512i)_mm512_cvtne2ps_pbh(b, a));
 }
 
@@ -77,34 +90,44 @@ INLINE void transpose(__m512i x[16])
     }
 }
 
-INLINE void pack_tile(uint16_t *out, bool turn, const struct bf16_source *from, const float *x, uint32_t rows,
+INLINE const void *element(const struct bf16_source *from, size_t at)
+{
+    return (const char *)from->data + at * (from->half ? sizeof(uint16_t) : sizeof(float));
+}
+
+INLINE void pack_tile(uint16_t *out, bool turn, bool half, const struct bf16_source *from, size_t at, uint32_t rows,
                       uint32_t K)
 {
     const __m512 scale = _mm512_set1_ps(from->scale);
     __m512i word[16];
     for (uint32_t i = 0; i < 16; i++)
         if (from->across)
-            word[i] = 2 * i < K ? words_across(x + 2 * i * from->ld, from->ld, rows, K - 2 * i, scale)
-                                : _mm512_setzero_si512();
+            word[i] = 2 * i < K
+                          ? words_across(element(from, at + 2 * i * from->ld), from->ld, half, rows, K - 2 * i, scale)
+                          : _mm512_setzero_si512();
         else
-            word[i] = i < rows ? words_along(x + i * from->ld, K, scale) : _mm512_setzero_si512();
+            word[i] = i < rows ? words_along(element(from, at + i * from->ld), half, K, scale) : _mm512_setzero_si512();
     if (turn)
         transpose(word);
     for (uint32_t i = 0; i < 16; i++)
         _mm512_store_si512((void *)(out + i * BF16_STEP), word[i]);
 }
 
-/* Whole tiles apart, so that the compiler sees that nothing is masked. */
-AVX512 static void pack_at(uint16_t *tile, bool turn, struct bf16_source *from, uint32_t i, uint32_t k, uint32_t rows,
-                           uint32_t K)
+/* The common cases apart, so that the compiler sees that nothing is masked. */
+AVX512 static void pack_at(uint16_t *tile, bool turn, const struct bf16_source *from, uint32_t i, uint32_t k,
+                           uint32_t rows, uint32_t K)
 {
-    const float *x = from->data + (from->across ? k * from->ld + i : i * from->ld + k);
+    const size_t at = from->across ? k * from->ld + i : i * from->ld + k;
     if (rows - i < BF16_ROWS || K - k < BF16_STEP)
-        pack_tile(tile, turn, from, x, rows - i, K - k);
+        pack_tile(tile, turn, from->half, from, at, rows - i, K - k);
+    else if (from->half && turn)
+        pack_tile(tile, true, true, from, at, BF16_ROWS, BF16_STEP);
+    else if (from->half)
+        pack_tile(tile, false, true, from, at, BF16_ROWS, BF16_STEP);
     else if (turn)
-        pack_tile(tile, true, from, x, BF16_ROWS, BF16_STEP);
+        pack_tile(tile, true, false, from, at, BF16_ROWS, BF16_STEP);
     else
-        pack_tile(tile, false, from, x, BF16_ROWS, BF16_STEP);
+        pack_tile(tile, false, false, from, at, BF16_ROWS, BF16_STEP);
 }
 
 /* In the order in which the source lies. */
@@ -224,29 +247,40 @@ AVX512 static void block_avx512(const struct block *b)
     }
 }
 
-/* A block that ends early, or is turned, by way of a whole one. */
-static void copy_block(float *C, size_t ldc, bool turned, bool accumulate, const float *block, uint32_t rows,
-                       uint32_t columns)
+/* A block that ends early, is turned or becomes bf16, by way of a whole one. */
+static void copy_block(const struct bf16_target *C, size_t at, const float *block, uint32_t rows, uint32_t columns)
 {
-    const size_t down = turned ? 1 : ldc, right = turned ? ldc : 1;
+    const size_t down = C->turned ? 1 : C->ld, right = C->turned ? C->ld : 1;
+    float *to = (float *)C->data + at;
     for (uint32_t i = 0; i < rows; i++)
         for (uint32_t j = 0; j < columns; j++) {
-            float *c = C + i * down + j * right;
-            *c = (accumulate ? *c : 0) + block[i * BLOCK + j];
+            float *c = to + i * down + j * right;
+            *c = (C->accumulate ? *c : 0) + block[i * BLOCK + j];
         }
 }
 
-/* A block is computed faster than its memory answers: the next one's lines are asked for meanwhile. */
-static void fetch_block(const float *C, size_t ldc)
+AVX512 static void round_block(uint16_t *to, size_t ld, const float *block, uint32_t rows, uint32_t columns)
 {
-    for (uint32_t i = 0; i < BLOCK; i++) {
-        __builtin_prefetch(C + i * ldc, 1, 3);
-        __builtin_prefetch(C + i * ldc + BLOCK / 2, 1, 3);
+    for (uint32_t i = 0; i < rows; i++) {
+        __m512 a = _mm512_load_ps(block + i * BLOCK), b = _mm512_load_ps(block + i * BLOCK + BF16_ROWS);
+        _mm512_mask_storeu_epi16(to + i * ld, first(columns), (__m512i)_mm512_cvtne2ps_pbh(b, a));
     }
 }
 
-void bf16_multiply(enum bf16_unit unit, float *C, size_t ldc, bool turned, bool accumulate, const uint16_t *left,
-                   size_t strip, const struct bf16_right right[2], uint32_t M, uint32_t N)
+/* A block is computed faster than its memory answers: the next one's lines are asked for meanwhile. */
+static void fetch_block(const struct bf16_target *C, size_t at)
+{
+    for (uint32_t i = 0; i < BLOCK; i++)
+        if (C->half) {
+            __builtin_prefetch((uint16_t *)C->data + at + i * C->ld, 1, 3);
+        } else {
+            __builtin_prefetch((float *)C->data + at + i * C->ld, 1, 3);
+            __builtin_prefetch((float *)C->data + at + i * C->ld + BLOCK / 2, 1, 3);
+        }
+}
+
+void bf16_multiply(enum bf16_unit unit, struct bf16_target C, const uint16_t *left, size_t strip,
+                   const struct bf16_right right[2], uint32_t M, uint32_t N)
 {
     _Alignas(64) float whole[BLOCK * BLOCK];
     if (unit == BF16_AMX)
@@ -254,15 +288,16 @@ void bf16_multiply(enum bf16_unit unit, float *C, size_t ldc, bool turned, bool 
     for (uint32_t n = 0; n < N; n += BLOCK)
         for (uint32_t m = 0; m < M; m += BLOCK) {
             const size_t up = m + BF16_ROWS < M, beside = n + BF16_ROWS < N; /* else the second strip is not there */
-            uint32_t rows = M - m < BLOCK ? M - m : BLOCK, columns = N - n < BLOCK ? N - n : BLOCK;
-            const bool direct = !turned && rows == BLOCK && columns == BLOCK;
-            float *at = C + (turned ? n * ldc + m : m * ldc + n);
-            if (!turned && m + 2 * BLOCK <= M)
-                fetch_block(at + BLOCK * ldc, ldc);
-            else if (!turned && n + 2 * BLOCK <= N && M >= BLOCK)
-                fetch_block(C + n + BLOCK, ldc);
-            struct block b = {
-                .C = direct ? at : whole, .ldc = direct ? ldc : BLOCK, .accumulate = direct && accumulate};
+            const uint32_t rows = M - m < BLOCK ? M - m : BLOCK, columns = N - n < BLOCK ? N - n : BLOCK;
+            const bool direct = !C.turned && !C.half && rows == BLOCK && columns == BLOCK;
+            const size_t at = C.turned ? n * C.ld + m : m * C.ld + n;
+            if (!C.turned && m + 2 * BLOCK <= M)
+                fetch_block(&C, at + BLOCK * C.ld);
+            else if (!C.turned && n + 2 * BLOCK <= N && M >= BLOCK)
+                fetch_block(&C, n + BLOCK);
+            struct block b = {.C = direct ? (float *)C.data + at : whole,
+                              .ldc = direct ? C.ld : BLOCK,
+                              .accumulate = direct && C.accumulate};
             b.left[0] = left + m / BF16_ROWS * strip * BF16_TILE;
             b.left[1] = b.left[0] + up * strip * BF16_TILE;
             for (int part = 0; part < 2; part++) {
@@ -274,8 +309,10 @@ void bf16_multiply(enum bf16_unit unit, float *C, size_t ldc, bool turned, bool 
                 block_amx(&b);
             else
                 block_avx512(&b);
-            if (!direct)
-                copy_block(at, ldc, turned, accumulate, whole, rows, columns);
+            if (C.half)
+                round_block((uint16_t *)C.data + at, C.ld, whole, rows, columns);
+            else if (!direct)
+                copy_block(&C, at, whole, rows, columns);
         }
 }
 
@@ -292,11 +329,10 @@ void bf16_pack(uint16_t *out, enum bf16_side side, size_t steps, size_t step0, s
     (void)out, (void)side, (void)steps, (void)step0, (void)from, (void)rows, (void)K;
 }
 
-void bf16_multiply(enum bf16_unit unit, float *C, size_t ldc, bool turned, bool accumulate, const uint16_t *left,
-                   size_t strip, const struct bf16_right right[2], uint32_t M, uint32_t N)
+void bf16_multiply(enum bf16_unit unit, struct bf16_target C, const uint16_t *left, size_t strip,
+                   const struct bf16_right right[2], uint32_t M, uint32_t N)
 {
-    (void)unit, (void)C, (void)ldc, (void)turned, (void)accumulate, (void)left, (void)strip, (void)right, (void)M,
-        (void)N;
+    (void)unit, (void)C, (void)left, (void)strip, (void)right, (void)M, (void)N;
 }
 
 #endif

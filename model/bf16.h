@@ -36,12 +36,14 @@ static inline size_t bf16_bytes(size_t rows, size_t K)
 
 enum bf16_side { BF16_LEFT, BF16_RIGHT };
 
-/* A factor that is not packed yet: element (i, k) lies at data[i * ld + k], or, `across`, at data[k * ld + i]. */
+/* A factor that is not packed yet: element (i, k) lies at data[i * ld + k], or, `across`, at data[k * ld + i]. `half`: it is bf16
+ * already, and scale is 1; else float. */
 struct bf16_source {
-    const float *data;
+    const void *data;
     size_t ld;
     bool across;
     float scale;
+    bool half;
 };
 
 /* Packs scale * rows [0, rows), k [0, K) into strips of `steps` tiles, from tile `step0` of each on. `out`: 64-byte aligned. */
@@ -55,9 +57,17 @@ struct bf16_right {
     uint32_t steps;
 };
 
-/* C (M, N) = left right, or added to it; `turned`: C is its transpose (N, M). The steps of right[0] and then those of right[1]
+struct bf16_target {
+    void *data; /* float, or bf16 if `half` (then neither turned nor added to) */
+    size_t ld;
+    bool turned; /* (N, M) */
+    bool accumulate;
+    bool half;
+};
+
+/* C (M, N) = left right, or added to it. The steps of right[0] and then those of right[1]
  * (which may have none) meet those of each left strip, `strip` tiles apart. */
-void bf16_multiply(enum bf16_unit unit, float *C, size_t ldc, bool turned, bool accumulate, const uint16_t *left,
-                   size_t strip, const struct bf16_right right[2], uint32_t M, uint32_t N);
+void bf16_multiply(enum bf16_unit unit, struct bf16_target C, const uint16_t *left, size_t strip,
+                   const struct bf16_right right[2], uint32_t M, uint32_t N);
 
 #endif

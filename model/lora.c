@@ -95,11 +95,26 @@ static const real *stacked_a(const struct lora *lora, enum lora_product p, uint3
     return lora->stack;
 }
 
-void lora_project(const struct lora *lora, enum lora_product p, uint32_t layer, real *U, const real *X,
+/* What goes into a product or comes out of it, forward or back. */
+static struct activation input(const struct lora *lora, enum lora_product p, const void *X)
+{
+    return (struct activation){(void *)(uintptr_t)X, lora->ops->packed && p == PRODUCT_DOWN};
+}
+
+static struct activation output(const struct lora *lora, enum lora_product p, const void *Y)
+{
+    return (struct activation){(void *)(uintptr_t)Y, lora->ops->packed && p == PRODUCT_GATE_UP};
+}
+
+void lora_project(const struct lora *lora, enum lora_product p, uint32_t layer, real *U, const void *X,
                   const real *block, uint32_t M)
 {
     uint32_t in = lora->products[p].in, width = lora_width(lora, p);
-    if (width)
+    if (width && lora->ops->packed) {
+        struct low_rank low = {stacked_a(lora, p, layer, block), NULL, width};
+        lora->ops->frozen(lora->pool, output(lora, p, NULL), U, input(lora, p, X), &(struct frozen_matrix){0}, &low, M,
+                          0, in, false);
+    } else if (width)
         lora->ops->linear(lora->pool, U, width, X, in, stacked_a(lora, p, layer, block), in, M, width, in, 1, false);
 }
 
@@ -135,13 +150,14 @@ static struct low_rank low_rank_of(const struct lora *lora, enum lora_product p,
     return (struct low_rank){stacked_a(lora, p, layer, block), lora->merged, width};
 }
 
-void lora_forward(const struct lora *lora, enum lora_product p, uint32_t layer, real *Y, real *U, const real *X,
+void lora_forward(const struct lora *lora, enum lora_product p, uint32_t layer, void *Y, real *U, const void *X,
                   const struct frozen_matrix *W, const real *block, uint32_t M, bool accumulate)
 {
     uint32_t in = lora->products[p].in, out = lora->products[p].out;
     if (lora->ops->packed) {
         struct low_rank low = low_rank_of(lora, p, layer, block);
-        lora->ops->frozen(lora->pool, Y, U ? U : lora->du, X, W, &low, M, out, in, accumulate);
+        lora->ops->frozen(lora->pool, output(lora, p, Y), U ? U : lora->du, input(lora, p, X), W, &low, M, out, in,
+                          accumulate);
         return;
     }
     bool merging = merges(lora, p, M);
@@ -168,13 +184,14 @@ static void project_back(const struct lora *lora, enum lora_product p, uint32_t 
     }
 }
 
-void lora_dx(const struct lora *lora, enum lora_product p, uint32_t layer, real *dX, const real *dY,
+void lora_dx(const struct lora *lora, enum lora_product p, uint32_t layer, void *dX, const void *dY,
              const struct frozen_matrix *W, const real *block, uint32_t M)
 {
     uint32_t in = lora->products[p].in, out = lora->products[p].out, width = lora_width(lora, p);
-    if (dX && lora->ops->packed) {
+    if (lora->ops->packed) {
         struct low_rank low = low_rank_of(lora, p, layer, block);
-        lora->ops->frozen_dx(lora->pool, dX, lora->du, dY, W, &low, M, out, in);
+        lora->ops->frozen_dx(lora->pool, input(lora, p, dX), lora->du, output(lora, p, dY), W, &low, M, out,
+                             dX ? in : 0);
         return;
     }
     project_back(lora, p, layer, dY, block, M);
@@ -188,20 +205,31 @@ void lora_dx(const struct lora *lora, enum lora_product p, uint32_t layer, real 
                              true);
 }
 
-void lora_dw(const struct lora *lora, enum lora_product p, uint32_t layer, real *grad, const real *dY, const real *X,
+/* linear_dw of whichever kind; dY from column n0 on. */
+static void dw(const struct lora *lora, real *dW, size_t lddw, struct activation dY, size_t lddy, uint32_t n0,
+               struct activation X, size_t ldx, uint32_t M, uint32_t N, uint32_t I, real s, bool accumulate)
+{
+    if (lora->ops->packed)
+        lora->ops->linear_half_dw(lora->pool, dW, lddw, dY, lddy, n0, X, ldx, M, N, I, s, accumulate);
+    else
+        lora->ops->linear_dw(lora->pool, dW, lddw, (real *)dY.data + n0, lddy, X.data, ldx, M, N, I, s, accumulate);
+}
+
+void lora_dw(const struct lora *lora, enum lora_product p, uint32_t layer, real *grad, const void *dY, const void *X,
              const real *U, uint32_t M)
 {
     uint32_t in = lora->products[p].in, out = lora->products[p].out, R = lora->shape.rank, width = lora_width(lora, p);
     if (!width)
         return;
-    lora->ops->linear_dw(lora->pool, lora->stack, in, lora->du, width, X, in, M, width, in, 1, false);
+    dw(lora, lora->stack, in, (struct activation){lora->du, false}, width, 0, input(lora, p, X), in, M, width, in, 1,
+       false);
     for (uint32_t i = 0; i < lora->products[p].n; i++) {
         enum lora_module m = lora->products[p].module[i];
         real *da = grad + adapter_at_a(&lora->shape, layer, m), *one = lora->stack + (size_t)i * R * in;
         for (size_t j = 0; j < (size_t)R * in; j++)
             da[j] += one[j];
-        lora->ops->linear_dw(lora->pool, grad + adapter_at_b(&lora->shape, layer, m), R, dY + lora->products[p].row[i],
-                             out, U + (size_t)i * R, width, M, lora->shape.out[m], R, (real)adapter_scale(&lora->shape),
-                             true);
+        dw(lora, grad + adapter_at_b(&lora->shape, layer, m), R, output(lora, p, dY), out, lora->products[p].row[i],
+           (struct activation){(real *)(uintptr_t)U + (size_t)i * R, false}, width, M, lora->shape.out[m], R,
+           (real)adapter_scale(&lora->shape), true);
     }
 }

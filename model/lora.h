@@ -36,12 +36,15 @@ void lora_layout(struct lora *lora, const struct ops *ops, const struct arch *ar
 /* Width of U for a product: n * R, 0 when nothing in it is adapted. */
 uint32_t lora_width(const struct lora *lora, enum lora_product p);
 
+/* In the products that meet in the feed-forward's middle, gate_up's Y and down's X are activations of the table's kind
+ * (ops.h), and so are their gradients; all else is real. The `void *`s below are one or the other. */
+
 /* Y (M, out) from X (M, in). `block` NULL: W alone. U (M, lora_width) is written unless NULL. */
-void lora_forward(const struct lora *lora, enum lora_product p, uint32_t layer, real *Y, real *U, const real *X,
+void lora_forward(const struct lora *lora, enum lora_product p, uint32_t layer, void *Y, real *U, const void *X,
                   const struct frozen_matrix *W, const real *block, uint32_t M, bool accumulate);
 
 /* U (M, lora_width) = X A^T alone, the same bits as lora_forward's. Nothing to do when nothing in it is adapted. */
-void lora_project(const struct lora *lora, enum lora_product p, uint32_t layer, real *U, const real *X,
+void lora_project(const struct lora *lora, enum lora_product p, uint32_t layer, real *U, const void *X,
                   const real *block, uint32_t M);
 
 /* Y += s (X A^T) B^T: the part of the adapter alone, for a Y that has the frozen product already. U (M, lora_width) is
@@ -50,11 +53,11 @@ void lora_add(const struct lora *lora, enum lora_product p, uint32_t layer, real
               const real *block, uint32_t M);
 
 /* dX (M, in) = dY (M, out) (W + s B A), unless dX is NULL; and dU, which stays here for lora_dw(). */
-void lora_dx(const struct lora *lora, enum lora_product p, uint32_t layer, real *dX, const real *dY,
+void lora_dx(const struct lora *lora, enum lora_product p, uint32_t layer, void *dX, const void *dY,
              const struct frozen_matrix *W, const real *block, uint32_t M);
 
 /* Adds this product's dA and dB to `grad` (layout of the block). Follows lora_dx() of the same product and dY. */
-void lora_dw(const struct lora *lora, enum lora_product p, uint32_t layer, real *grad, const real *dY, const real *X,
+void lora_dw(const struct lora *lora, enum lora_product p, uint32_t layer, real *grad, const void *dY, const void *X,
              const real *U, uint32_t M);
 
 #endif

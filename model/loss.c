@@ -23,7 +23,8 @@ static void head(const struct loss *loss, const struct weights *w, real *logits,
     uint32_t C = w->arch.d_model, V = w->arch.vocab_size;
     loss->ops->rmsnorm(loss->pool, loss->normed, C, x, C, w->out_norm, n, 1, C, (real)w->arch.rms_eps);
     if (loss->ops->packed)
-        loss->ops->frozen(loss->pool, logits, NULL, loss->normed, &w->head, &(struct low_rank){0}, n, V, C, false);
+        loss->ops->frozen(loss->pool, (struct activation){logits, false}, NULL,
+                          (struct activation){loss->normed, false}, &w->head, &(struct low_rank){0}, n, V, C, false);
     else
         loss->ops->linear(loss->pool, logits, V, loss->normed, C, w->head.rows, C, n, V, C, 1, false);
 }
@@ -40,7 +41,8 @@ static void run_piece(const struct loss *loss, const struct weights *w, real *dx
     if (!dx)
         return;
     if (loss->ops->packed)
-        loss->ops->frozen_dx(loss->pool, dx, NULL, loss->logits, &w->head, &(struct low_rank){0}, n, V, C);
+        loss->ops->frozen_dx(loss->pool, (struct activation){dx, false}, NULL, (struct activation){loss->logits, false},
+                             &w->head, &(struct low_rank){0}, n, V, C);
     else
         loss->ops->linear_dx(loss->pool, dx, C, loss->logits, V, w->head.rows, C, n, V, C, 1, false);
     loss->ops->rmsnorm_dx(loss->pool, dx, C, dx, C, x, C, w->out_norm, n, 1, C, (real)w->arch.rms_eps, false);

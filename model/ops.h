@@ -37,6 +37,13 @@ struct frozen_matrix { /* W (N, I), which never learns; see weights.h for which 
     uint16_t *back;    /* and for dY W; see bf16.h */
 };
 
+/* Numbers that go from one product to the next through a row loop at most: bf16 where the table is `packed`, else real. The
+ * residual stream and everything summed are real in all tables. */
+struct activation {
+    void *data; /* rows one after the other */
+    bool half;
+};
+
 struct low_rank {  /* what learns beside it: W + S A; width 0: nothing does */
     const real *A; /* (width, I) */
     const real *S; /* (N, width), the scale of the adapter in it */
@@ -64,13 +71,17 @@ struct ops {
 
     /* The two products of a frozen matrix and what learns beside it, in one pass over the rows. Only where `packed`: the other
      * tables use linear() and merge().
-     *   frozen:     U (M, width) = X A^T;   Y (M, N) = X W^T + U S^T
-     *   frozen_dx:  dU (M, width) = dY S;   dX (M, I) = dY W + dU A */
+     *   frozen:     U (M, width) = X A^T;   Y (M, N) = X W^T + U S^T; N 0: U alone
+     *   frozen_dx:  dU (M, width) = dY S;   dX (M, I) = dY W + dU A
+     * A bf16 Y cannot be added to. linear_half_dw is linear_dw with factors of either kind; dY begins at column `n0`. */
     bool packed;
-    void (*frozen)(struct pool *pool, real *Y, real *U, const real *X, const struct frozen_matrix *W,
+    void (*frozen)(struct pool *pool, struct activation Y, real *U, struct activation X, const struct frozen_matrix *W,
                    const struct low_rank *low, uint32_t M, uint32_t N, uint32_t I, bool accumulate);
-    void (*frozen_dx)(struct pool *pool, real *dX, real *dU, const real *dY, const struct frozen_matrix *W,
-                      const struct low_rank *low, uint32_t M, uint32_t N, uint32_t I);
+    void (*frozen_dx)(struct pool *pool, struct activation dX, real *dU, struct activation dY,
+                      const struct frozen_matrix *W, const struct low_rank *low, uint32_t M, uint32_t N, uint32_t I);
+    void (*linear_half_dw)(struct pool *pool, real *dW, size_t lddw, struct activation dY, size_t lddy, uint32_t n0,
+                           struct activation X, size_t ldx, uint32_t M, uint32_t N, uint32_t I, real s,
+                           bool accumulate);
     /* Bytes that each thread of a pool must have been lent (pool_lend) before the first product of this table, for matrices of
      * up to `side_max` rows and columns. */
     size_t (*workspace)(uint32_t side_max, uint32_t width_max);
@@ -104,10 +115,10 @@ struct ops {
     size_t (*attention_scratch)(uint32_t n_heads, uint32_t n_kv_heads, uint32_t head_dim, uint32_t seq_max,
                                 uint32_t threads);
 
-    /* Y (M, F) = silu(gate) * up, GU (M, 2F) = gate and up side by side */
-    void (*swiglu)(struct pool *pool, real *Y, const real *GU, uint32_t M, uint32_t F);
+    /* Y (M, F) = silu(gate) * up, GU (M, 2F) = gate and up side by side; activations in both functions */
+    void (*swiglu)(struct pool *pool, void *Y, const void *GU, uint32_t M, uint32_t F);
     /* GU becomes its own gradient; Y is computed again, for the product below needs it. */
-    void (*swiglu_back)(struct pool *pool, real *GU, real *Y, const real *dY, uint32_t M, uint32_t F);
+    void (*swiglu_back)(struct pool *pool, void *GU, void *Y, const void *dY, uint32_t M, uint32_t F);
 
     /* nll (M) = log sum exp(logits) - logits[target]. grad_scale != 0: logits become grad_scale * (softmax - one-hot). */
     void (*cross_entropy)(struct pool *pool, double *nll, real *logits, const uint32_t *targets, uint32_t M, uint32_t V,

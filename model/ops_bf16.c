@@ -32,15 +32,21 @@ static uint32_t equal_piece(uint32_t n, uint32_t max, uint32_t grain)
 /* ------------------------------------------------------------------ products of two plain factors */
 
 struct factor { /* rows along the output; see bf16_source */
-    const float *data;
+    const void *data;
     size_t ld;
     bool across;
     uint32_t rows;
+    bool half;
 };
 
-static const float *factor_at(const struct factor *f, uint32_t row, uint32_t k)
+static void *number_at(const void *data, bool half, size_t at)
 {
-    return f->data + (f->across ? k * f->ld + row : row * f->ld + k);
+    return (char *)(uintptr_t)data + at * (half ? sizeof(uint16_t) : sizeof(float));
+}
+
+static const void *factor_at(const struct factor *f, uint32_t row, uint32_t k)
+{
+    return number_at(f->data, f->half, f->across ? k * f->ld + row : row * f->ld + k);
 }
 
 struct product { /* C (left.rows, right.rows) over K, added to C if `accumulate`; `turned`: C is its transpose */
@@ -48,7 +54,7 @@ struct product { /* C (left.rows, right.rows) over K, added to C if `accumulate`
     float *C;
     size_t ldc;
     uint32_t K;
-    float scale;
+    float scale; /* 1 when both factors are bf16 */
     bool turned, accumulate;
     struct pool *pool;
 };
@@ -56,7 +62,8 @@ struct product { /* C (left.rows, right.rows) over K, added to C if `accumulate`
 static void pack_piece(uint16_t *out, enum bf16_side side, size_t steps, const struct factor *f, float scale,
                        uint32_t row, uint32_t rows, uint32_t k, uint32_t K)
 {
-    bf16_pack(out, side, steps, 0, (struct bf16_source){factor_at(f, row, k), f->ld, f->across, scale}, rows, K);
+    bf16_pack(out, side, steps, 0, (struct bf16_source){factor_at(f, row, k), f->ld, f->across, scale, f->half}, rows,
+              K);
 }
 
 static void product_part(const struct product *p, uint16_t *left, uint16_t *right)
@@ -68,12 +75,13 @@ static void product_part(const struct product *p, uint16_t *left, uint16_t *righ
         for (uint32_t n = 0; n < p->right.rows; n += N) {
             uint32_t depth = least(K, p->K - k), columns = least(N, p->right.rows - n);
             const struct bf16_right parts[2] = {{right, steps, (uint32_t)bf16_steps(depth)}, {right, 0, 0}};
-            pack_piece(right, BF16_RIGHT, steps, &p->right, p->scale, n, columns, k, depth);
+            pack_piece(right, BF16_RIGHT, steps, &p->right, p->right.half ? 1 : p->scale, n, columns, k, depth);
             for (uint32_t m = 0; m < p->left.rows; m += M) {
                 uint32_t rows = least(M, p->left.rows - m);
-                pack_piece(left, BF16_LEFT, steps, &p->left, 1, m, rows, k, depth);
-                bf16_multiply(unit, p->C + (p->turned ? n * p->ldc + m : m * p->ldc + n), p->ldc, p->turned,
-                              p->accumulate || k > 0, left, steps, parts, rows, columns);
+                pack_piece(left, BF16_LEFT, steps, &p->left, p->right.half ? p->scale : 1, m, rows, k, depth);
+                const struct bf16_target C = {p->C + (p->turned ? n * p->ldc + m : m * p->ldc + n), p->ldc, p->turned,
+                                              p->accumulate || k > 0, false};
+                bf16_multiply(unit, C, left, steps, parts, rows, columns);
             }
         }
 }
@@ -102,21 +110,31 @@ static void linear(struct pool *pool, float *Y, size_t ldy, const float *X, size
                    uint32_t M, uint32_t N, uint32_t I, float s, bool accumulate)
 {
     product(pool,
-            (struct product){{X, ldx, false, M}, {W, ldw, false, N}, Y, ldy, I, .scale = s, .accumulate = accumulate});
+            (struct product){
+                {X, ldx, false, M, false}, {W, ldw, false, N, false}, Y, ldy, I, .scale = s, .accumulate = accumulate});
 }
 
 static void linear_dx(struct pool *pool, float *dX, size_t lddx, const float *dY, size_t lddy, const float *W,
                       size_t ldw, uint32_t M, uint32_t N, uint32_t I, float s, bool accumulate)
 {
-    product(pool, (struct product){
-                      {dY, lddy, false, M}, {W, ldw, true, I}, dX, lddx, N, .scale = s, .accumulate = accumulate});
+    product(
+        pool,
+        (struct product){
+            {dY, lddy, false, M, false}, {W, ldw, true, I, false}, dX, lddx, N, .scale = s, .accumulate = accumulate});
 }
 
 /* A factor across is packed fastest on the right: the larger goes there. */
-static void linear_dw(struct pool *pool, float *dW, size_t lddw, const float *dY, size_t lddy, const float *X,
-                      size_t ldx, uint32_t M, uint32_t N, uint32_t I, float s, bool accumulate)
+static void linear_half_dw(struct pool *pool, float *dW, size_t lddw, struct activation dY, size_t lddy, uint32_t n0,
+                           struct activation X, size_t ldx, uint32_t M, uint32_t N, uint32_t I, float s,
+                           bool accumulate)
 {
-    struct product p = {{dY, lddy, true, N}, {X, ldx, true, I}, dW, lddw, M, .scale = s, .accumulate = accumulate};
+    struct product p = {{number_at(dY.data, dY.half, n0), lddy, true, N, dY.half},
+                        {X.data, ldx, true, I, X.half},
+                        dW,
+                        lddw,
+                        M,
+                        .scale = s,
+                        .accumulate = accumulate};
     if (N > I) {
         struct factor larger = p.left;
         p.left = p.right;
@@ -126,12 +144,19 @@ static void linear_dw(struct pool *pool, float *dW, size_t lddw, const float *dY
     product(pool, p);
 }
 
+static void linear_dw(struct pool *pool, float *dW, size_t lddw, const float *dY, size_t lddy, const float *X,
+                      size_t ldx, uint32_t M, uint32_t N, uint32_t I, float s, bool accumulate)
+{
+    linear_half_dw(pool, dW, lddw, (struct activation){(float *)(uintptr_t)dY, false}, lddy, 0,
+                   (struct activation){(float *)(uintptr_t)X, false}, ldx, M, N, I, s, accumulate);
+}
+
 /* ------------------------------------------------------------------ a frozen matrix and what learns beside it */
 
 /* Both ways are one: Z (M, width) = X P^T;  Y (M, N) = X W^T + Z Q^T, with P (width, K) and Q (N, width). */
 struct beside {
-    float *Y, *Z;
-    const float *X;
+    struct activation Y, X;
+    float *Z;
     const uint16_t *W; /* packed: N rows of K */
     struct factor P, Q;
     uint32_t M, N, K, width;
@@ -143,7 +168,8 @@ struct beside {
 static void beside_part(const struct beside *b, uint32_t row, uint32_t end, uint32_t n, uint32_t N, uint16_t *left)
 {
     const uint32_t steps = (uint32_t)bf16_steps(b->K), more = (uint32_t)bf16_steps(b->width);
-    const uint32_t depth = equal_piece(steps, STEPS_MAX, 1), strip = depth + more;
+    const uint32_t depth = b->Y.half ? steps : equal_piece(steps, STEPS_MAX, 1), strip = depth + more;
+    CHECK(2 * strip <= PIECE_TILES);
     const uint32_t piece = equal_piece(end - row, PIECE_TILES / strip * BF16_ROWS / BLOCK * BLOCK, BLOCK);
     const uint16_t *W = b->W + n / BF16_ROWS * (size_t)steps * BF16_TILE;
     uint16_t *P = left + (size_t)PIECE_TILES * BF16_TILE, *Q = P + bf16_strips(b->width) * steps * BF16_TILE;
@@ -155,18 +181,24 @@ static void beside_part(const struct beside *b, uint32_t row, uint32_t end, uint
         for (uint32_t s = 0; s < steps; s += depth) {
             const uint32_t rows = least(piece, end - m), here = least(depth, steps - s), k = s * BF16_STEP;
             const bool last = s + here == steps;
-            float *Y = b->Y + (size_t)m * b->N + n, *Z = b->Z + (size_t)m * b->width;
+            const struct bf16_target Y = {number_at(b->Y.data, b->Y.half, (size_t)m * b->N + n), b->N, false,
+                                          b->accumulate || s > 0, b->Y.half};
+            float *Z = b->Z + (size_t)m * b->width;
+            const struct bf16_target sums = {Z, b->width, false, s > 0, false};
             struct bf16_right parts[2] = {{P + s * BF16_TILE, steps, here}, {Q, more, 0}};
-            bf16_pack(left, BF16_LEFT, strip, 0, (struct bf16_source){b->X + (size_t)m * b->K + k, b->K, false, 1},
-                      rows, least(here * BF16_STEP, b->K - k));
+            bf16_pack(
+                left, BF16_LEFT, strip, 0,
+                (struct bf16_source){number_at(b->X.data, b->X.half, (size_t)m * b->K + k), b->K, false, 1, b->X.half},
+                rows, least(here * BF16_STEP, b->K - k));
             if (b->width)
-                bf16_multiply(unit, Z, b->width, false, s > 0, left, strip, parts, rows, b->width);
+                bf16_multiply(unit, sums, left, strip, parts, rows, b->width);
             if (b->width && last) {
-                bf16_pack(left, BF16_LEFT, strip, here, (struct bf16_source){Z, b->width, false, 1}, rows, b->width);
+                bf16_pack(left, BF16_LEFT, strip, here, (struct bf16_source){Z, b->width, false, 1, false}, rows,
+                          b->width);
                 parts[1].steps = more;
             }
             parts[0].tiles = W + s * BF16_TILE;
-            bf16_multiply(unit, Y, b->N, false, b->accumulate || s > 0, left, strip, parts, rows, N - n);
+            bf16_multiply(unit, Y, left, strip, parts, rows, N - n);
         }
 }
 
@@ -185,21 +217,39 @@ static void beside_share(void *arg, uint32_t thread)
     }
 }
 
-static void frozen(struct pool *pool, float *Y, float *U, const float *X, const struct frozen_matrix *W,
+static void frozen(struct pool *pool, struct activation Y, float *U, struct activation X, const struct frozen_matrix *W,
                    const struct low_rank *low, uint32_t M, uint32_t N, uint32_t I, bool accumulate)
 {
-    struct beside b = {
-        Y, U,          X,          W->forward, {low->A, I, false, low->width}, {low->S, low->width, false, N}, M, N,
-        I, low->width, accumulate, pool};
-    pool_run(pool, (uint64_t)M * N * I, beside_share, &b);
+    struct beside b = {Y,
+                       X,
+                       U,
+                       W->forward,
+                       {low->A, I, false, low->width, false},
+                       {low->S, low->width, false, N, false},
+                       M,
+                       N,
+                       I,
+                       low->width,
+                       accumulate,
+                       pool};
+    pool_run(pool, (uint64_t)M * (N + low->width) * I, beside_share, &b);
 }
 
-static void frozen_dx(struct pool *pool, float *dX, float *dU, const float *dY, const struct frozen_matrix *W,
-                      const struct low_rank *low, uint32_t M, uint32_t N, uint32_t I)
+static void frozen_dx(struct pool *pool, struct activation dX, float *dU, struct activation dY,
+                      const struct frozen_matrix *W, const struct low_rank *low, uint32_t M, uint32_t N, uint32_t I)
 {
-    struct beside b = {
-        dX, dU,         dY,    W->back, {low->S, low->width, true, low->width}, {low->A, I, true, I}, M, I,
-        N,  low->width, false, pool};
+    struct beside b = {dX,
+                       dY,
+                       dU,
+                       W->back,
+                       {low->S, low->width, true, low->width, false},
+                       {low->A, I, true, I, false},
+                       M,
+                       I,
+                       N,
+                       low->width,
+                       false,
+                       pool};
     pool_run(pool, (uint64_t)M * N * I, beside_share, &b);
 }
 
@@ -261,7 +311,7 @@ static void times(float *C, size_t ldc, struct bf16_source left, uint16_t *packe
     const uint32_t steps = (uint32_t)bf16_steps(K);
     const struct bf16_right parts[2] = {{right, strip, steps}, {right, 0, 0}};
     bf16_pack(packed, BF16_LEFT, steps, 0, left, M, K);
-    bf16_multiply(unit, C, ldc, false, accumulate, packed, steps, parts, M, N);
+    bf16_multiply(unit, (struct bf16_target){C, ldc, false, accumulate, false}, packed, steps, parts, M, N);
 }
 
 static void forward_tile(const struct tiles *t, uint32_t sample, uint32_t kv_head, float *scratch)
@@ -270,15 +320,16 @@ static void forward_tile(const struct tiles *t, uint32_t sample, uint32_t kv_hea
     const size_t by_head = bf16_steps(v.D), by_keys = bf16_steps(v.T);
     struct room r;
     layout(&r, scratch, v.G, v.D, v.T);
-    bf16_pack(r.k_along, BF16_RIGHT, by_head, 0, (struct bf16_source){t->qkv + v.k, v.ld, false, 1}, v.T, v.D);
-    bf16_pack(r.v_across, BF16_RIGHT, by_keys, 0, (struct bf16_source){t->qkv + v.v, v.ld, true, 1}, v.D, v.T);
+    bf16_pack(r.k_along, BF16_RIGHT, by_head, 0, (struct bf16_source){t->qkv + v.k, v.ld, false, 1, false}, v.T, v.D);
+    bf16_pack(r.v_across, BF16_RIGHT, by_keys, 0, (struct bf16_source){t->qkv + v.v, v.ld, true, 1, false}, v.D, v.T);
     for (uint32_t r0 = 0; r0 < v.T; r0 += BLOCK_ROWS) {
         uint32_t n = least(v.T - r0, BLOCK_ROWS), keys = r0 + n, rows = v.G * n;
         stack_heads(r.Q, t->qkv + v.q, v.ld, &v, r0, n);
-        times(r.P, keys, (struct bf16_source){r.Q, v.D, false, v.scale}, r.left, r.k_along, by_head, rows, keys, v.D,
-              false);
+        times(r.P, keys, (struct bf16_source){r.Q, v.D, false, v.scale, false}, r.left, r.k_along, by_head, rows, keys,
+              v.D, false);
         softmax(t, &v, r.P, keys, r0, n);
-        times(r.O, v.D, (struct bf16_source){r.P, keys, false, 1}, r.left, r.v_across, by_keys, rows, v.D, keys, false);
+        times(r.O, v.D, (struct bf16_source){r.P, keys, false, 1, false}, r.left, r.v_across, by_keys, rows, v.D, keys,
+              false);
         unstack_heads(t->out + v.o, v.ldo, r.O, &v, r0, n);
     }
 }
@@ -290,9 +341,9 @@ static void backward_tile(const struct tiles *t, uint32_t sample, uint32_t kv_he
     float *dk = t->dqkv + v.k, *dv = t->dqkv + v.v;
     struct room r;
     layout(&r, scratch, v.G, v.D, v.T);
-    bf16_pack(r.k_along, BF16_RIGHT, by_head, 0, (struct bf16_source){t->qkv + v.k, v.ld, false, 1}, v.T, v.D);
-    bf16_pack(r.v_along, BF16_RIGHT, by_head, 0, (struct bf16_source){t->qkv + v.v, v.ld, false, 1}, v.T, v.D);
-    bf16_pack(r.k_across, BF16_RIGHT, by_keys, 0, (struct bf16_source){t->qkv + v.k, v.ld, true, 1}, v.D, v.T);
+    bf16_pack(r.k_along, BF16_RIGHT, by_head, 0, (struct bf16_source){t->qkv + v.k, v.ld, false, 1, false}, v.T, v.D);
+    bf16_pack(r.v_along, BF16_RIGHT, by_head, 0, (struct bf16_source){t->qkv + v.v, v.ld, false, 1, false}, v.T, v.D);
+    bf16_pack(r.k_across, BF16_RIGHT, by_keys, 0, (struct bf16_source){t->qkv + v.k, v.ld, true, 1, false}, v.D, v.T);
     clear_rows(dk, v.ld, v.T, v.D);
     clear_rows(dv, v.ld, v.T, v.D);
     for (uint32_t r0 = 0; r0 < v.T; r0 += BLOCK_ROWS) {
@@ -300,15 +351,18 @@ static void backward_tile(const struct tiles *t, uint32_t sample, uint32_t kv_he
         const size_t by_rows = bf16_steps(rows);
         stack_heads(r.Q, t->qkv + v.q, v.ld, &v, r0, n);
         stack_heads(r.O, t->dout + v.o, v.ldo, &v, r0, n);
-        times(r.P, keys, (struct bf16_source){r.Q, v.D, false, v.scale}, r.left, r.k_along, by_head, rows, keys, v.D,
+        times(r.P, keys, (struct bf16_source){r.Q, v.D, false, v.scale, false}, r.left, r.k_along, by_head, rows, keys,
+              v.D, false);
+        times(r.S, keys, (struct bf16_source){r.O, v.D, false, 1, false}, r.left, r.v_along, by_head, rows, keys, v.D,
               false);
-        times(r.S, keys, (struct bf16_source){r.O, v.D, false, 1}, r.left, r.v_along, by_head, rows, keys, v.D, false);
         softmax_back(t, &v, r.P, r.S, r.O, keys, r0, n);
-        bf16_pack(r.right, BF16_RIGHT, by_rows, 0, (struct bf16_source){r.O, v.D, true, 1}, v.D, rows);
-        times(dv, v.ld, (struct bf16_source){r.P, keys, true, 1}, r.left, r.right, by_rows, keys, v.D, rows, true);
-        bf16_pack(r.right, BF16_RIGHT, by_rows, 0, (struct bf16_source){r.Q, v.D, true, 1}, v.D, rows);
-        times(dk, v.ld, (struct bf16_source){r.S, keys, true, 1}, r.left, r.right, by_rows, keys, v.D, rows, true);
-        times(r.dQ, v.D, (struct bf16_source){r.S, keys, false, 1}, r.left, r.k_across, by_keys, rows, v.D, keys,
+        bf16_pack(r.right, BF16_RIGHT, by_rows, 0, (struct bf16_source){r.O, v.D, true, 1, false}, v.D, rows);
+        times(dv, v.ld, (struct bf16_source){r.P, keys, true, 1, false}, r.left, r.right, by_rows, keys, v.D, rows,
+              true);
+        bf16_pack(r.right, BF16_RIGHT, by_rows, 0, (struct bf16_source){r.Q, v.D, true, 1, false}, v.D, rows);
+        times(dk, v.ld, (struct bf16_source){r.S, keys, true, 1, false}, r.left, r.right, by_rows, keys, v.D, rows,
+              true);
+        times(r.dQ, v.D, (struct bf16_source){r.S, keys, false, 1, false}, r.left, r.k_across, by_keys, rows, v.D, keys,
               false);
         unstack_heads(t->dqkv + v.q, v.ld, r.dQ, &v, r0, n);
     }
@@ -321,11 +375,14 @@ const struct ops ops_bf16 = {.name = "bf16",
                              .packed = true,
                              .frozen = frozen,
                              .frozen_dx = frozen_dx,
+                             .linear_half_dw = linear_half_dw,
+                             .swiglu = rows_swiglu_half,
+                             .swiglu_back = rows_swiglu_half_back,
                              .workspace = workspace,
                              .attention = attention,
                              .attention_back = attention_back,
                              .attention_scratch = attention_scratch,
-                             OPS_ROWS};
+                             OPS_ROWS_REAL};
 
 enum status ops_bf16_start(struct err *err)
 {

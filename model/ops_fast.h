@@ -14,8 +14,10 @@ void rows_rmsnorm_dx(struct pool *pool, float *dX, size_t lddx, const float *dY,
                      size_t ldx, const float *w, uint32_t M, uint32_t heads, uint32_t C, float eps, bool accumulate);
 void rows_rope(struct pool *pool, float *X, size_t ldx, const float *table, const uint32_t *position, uint32_t M,
                uint32_t heads, uint32_t D, bool back);
-void rows_swiglu(struct pool *pool, float *Y, const float *GU, uint32_t M, uint32_t F);
-void rows_swiglu_back(struct pool *pool, float *GU, float *Y, const float *dY, uint32_t M, uint32_t F);
+void rows_swiglu(struct pool *pool, void *Y, const void *GU, uint32_t M, uint32_t F);
+void rows_swiglu_back(struct pool *pool, void *GU, void *Y, const void *dY, uint32_t M, uint32_t F);
+void rows_swiglu_half(struct pool *pool, void *Y, const void *GU, uint32_t M, uint32_t F);
+void rows_swiglu_half_back(struct pool *pool, void *GU, void *Y, const void *dY, uint32_t M, uint32_t F);
 void rows_cross_entropy(struct pool *pool, double *nll, float *logits, const uint32_t *targets, uint32_t M, uint32_t V,
                         float grad_scale);
 void rows_divergence(struct pool *pool, double *kl, float *logits, const float *const *teacher, uint32_t M, uint32_t V,
@@ -29,9 +31,10 @@ void ops_blas_describe(char *out, size_t size);
 void ops_dnnl_describe(char *out, size_t size);
 void ops_bf16_describe(char *out, size_t size);
 
-#define OPS_ROWS                                                                                          \
+/* With bf16 activations: rows_swiglu_half. */
+#define OPS_ROWS .swiglu = rows_swiglu, .swiglu_back = rows_swiglu_back, OPS_ROWS_REAL
+#define OPS_ROWS_REAL                                                                                     \
     .add_bias = rows_add_bias, .rmsnorm = rows_rmsnorm, .rmsnorm_dx = rows_rmsnorm_dx, .rope = rows_rope, \
-    .swiglu = rows_swiglu, .swiglu_back = rows_swiglu_back, .cross_entropy = rows_cross_entropy,          \
-    .divergence = rows_divergence
+    .cross_entropy = rows_cross_entropy, .divergence = rows_divergence
 
 #endif

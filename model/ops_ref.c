@@ -196,8 +196,10 @@ static size_t attention_scratch(uint32_t n_heads, uint32_t n_kv_heads, uint32_t 
     return 0;
 }
 
-static void swiglu(struct pool *pool, real *Y, const real *GU, uint32_t M, uint32_t F)
+static void swiglu(struct pool *pool, void *out, const void *in, uint32_t M, uint32_t F)
 {
+    real *Y = out;
+    const real *GU = in;
     (void)pool;
     for (size_t m = 0; m < M; m++)
         for (size_t f = 0; f < F; f++) {
@@ -207,8 +209,10 @@ static void swiglu(struct pool *pool, real *Y, const real *GU, uint32_t M, uint3
 }
 
 /* silu(g) = g sig(g); silu'(g) = sig(g) (1 + g (1 - sig(g))) */
-static void swiglu_back(struct pool *pool, real *GU, real *Y, const real *dY, uint32_t M, uint32_t F)
+static void swiglu_back(struct pool *pool, void *inout, void *out, const void *in, uint32_t M, uint32_t F)
 {
+    real *GU = inout, *Y = out;
+    const real *dY = in;
     (void)pool;
     for (size_t m = 0; m < M; m++)
         for (size_t f = 0; f < F; f++) {

@@ -8,6 +8,8 @@ struct rows { /* the arguments of every row loop below; each uses what it needs 
     void (*row)(const struct rows *r, size_t m);
     float *out, *out2;
     const float *in, *in2, *w;
+    uint16_t *half_out, *half_out2; /* bf16 */
+    const uint16_t *half_in;
     const uint32_t *ids;
     const float *const *rows;
     double *nll;
@@ -117,7 +119,7 @@ static void swiglu_row(const struct rows *r, size_t m)
     simd_swiglu(r->out + m * r->C, gate, gate + r->C, r->C);
 }
 
-void rows_swiglu(struct pool *pool, float *Y, const float *GU, uint32_t M, uint32_t F)
+void rows_swiglu(struct pool *pool, void *Y, const void *GU, uint32_t M, uint32_t F)
 {
     rows_all(pool, (struct rows){.row = swiglu_row, .out = Y, .in = GU, .M = M, .C = F});
 }
@@ -128,9 +130,32 @@ static void swiglu_back_row(const struct rows *r, size_t m)
     simd_swiglu_back(gate, gate + r->C, r->out2 + m * r->C, r->in + m * r->C, r->C);
 }
 
-void rows_swiglu_back(struct pool *pool, float *GU, float *Y, const float *dY, uint32_t M, uint32_t F)
+void rows_swiglu_back(struct pool *pool, void *GU, void *Y, const void *dY, uint32_t M, uint32_t F)
 {
     rows_all(pool, (struct rows){.row = swiglu_back_row, .out = GU, .out2 = Y, .in = dY, .M = M, .C = F});
+}
+
+static void swiglu_half_row(const struct rows *r, size_t m)
+{
+    const uint16_t *gate = r->half_in + m * 2 * r->C;
+    simd_swiglu_half(r->half_out + m * r->C, gate, gate + r->C, r->C);
+}
+
+void rows_swiglu_half(struct pool *pool, void *Y, const void *GU, uint32_t M, uint32_t F)
+{
+    rows_all(pool, (struct rows){.row = swiglu_half_row, .half_out = Y, .half_in = GU, .M = M, .C = F});
+}
+
+static void swiglu_half_back_row(const struct rows *r, size_t m)
+{
+    uint16_t *gate = r->half_out + m * 2 * r->C;
+    simd_swiglu_half_back(gate, gate + r->C, r->half_out2 + m * r->C, r->half_in + m * r->C, r->C);
+}
+
+void rows_swiglu_half_back(struct pool *pool, void *GU, void *Y, const void *dY, uint32_t M, uint32_t F)
+{
+    rows_all(pool,
+             (struct rows){.row = swiglu_half_back_row, .half_out = GU, .half_out2 = Y, .half_in = dY, .M = M, .C = F});
 }
 
 static void cross_entropy_row(const struct rows *r, size_t m)

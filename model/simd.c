@@ -202,3 +202,38 @@ MODEL_CLONES void simd_swiglu_back(float *gate, float *up, float *y, const float
         up[i] = d * g * sig;
     }
 }
+
+INLINE float from_half(uint16_t x)
+{
+    uint32_t bits = (uint32_t)x << 16;
+    float f;
+    memcpy(&f, &bits, sizeof f);
+    return f;
+}
+
+INLINE uint16_t to_half(float x)
+{
+    uint32_t bits;
+    memcpy(&bits, &x, sizeof bits);
+    return (uint16_t)((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
+}
+
+MODEL_CLONES void simd_swiglu_half(uint16_t *y, const uint16_t *gate, const uint16_t *up, uint32_t n)
+{
+#pragma omp simd
+    for (uint32_t i = 0; i < n; i++) {
+        float g = from_half(gate[i]);
+        y[i] = to_half(g * sigmoid(g) * from_half(up[i]));
+    }
+}
+
+MODEL_CLONES void simd_swiglu_half_back(uint16_t *gate, uint16_t *up, uint16_t *y, const uint16_t *dy, uint32_t n)
+{
+#pragma omp simd
+    for (uint32_t i = 0; i < n; i++) {
+        float g = from_half(gate[i]), u = from_half(up[i]), sig = sigmoid(g), d = from_half(dy[i]);
+        y[i] = to_half(g * sig * u);
+        gate[i] = to_half(d * u * sig * (1 + g * (1 - sig)));
+        up[i] = to_half(d * g * sig);
+    }
+}

@@ -16,7 +16,7 @@ struct saved {              /* of one layer, for the backward */
     real *att;              /* (M, H*D) */
     real *lse;              /* (M, H) */
     real *mid;              /* (M, C) residual stream between attention and feed-forward */
-    real *gate_up;          /* (M, 2F); the backward turns it into its gradient */
+    void *gate_up;          /* (M, 2F) activations (ops.h); the backward turns them into their gradient */
     real *u[LORA_PRODUCTS]; /* (M, lora_width); NULL when scoring */
 };
 
@@ -33,9 +33,9 @@ struct transformer {
     real *att_picked;        /* (n_picked, H*D) attention's output in the last layer */
     real *x_out;             /* (n_picked, C) after the last layer */
     real *normed;            /* (M, C) */
-    real *hidden;            /* (M, F) silu(gate) * up */
+    void *hidden;            /* (M, F) activations: silu(gate) * up */
     real *dx, *dn;           /* (M, C) gradients of the residual stream and of a norm's output */
-    real *dhidden;           /* (M, F) */
+    void *dhidden;           /* (M, F) activations */
     real *datt;              /* (M, H*D) */
     real *dqkv;              /* (M, (H+2K)*D) */
     real *angles;            /* (seq_max, D) */
@@ -47,6 +47,11 @@ struct transformer {
 
 /* ------------------------------------------------------------------ memory */
 
+static void *activations(const struct transformer *t, struct arena *arena, uint64_t n)
+{
+    return arena_take(arena, n * (t->config.ops->packed ? sizeof(uint16_t) : sizeof(real)));
+}
+
 static void layout_layer(struct saved *s, const struct transformer *t, const struct arch *a, uint64_t M,
                          struct arena *arena)
 {
@@ -56,7 +61,7 @@ static void layout_layer(struct saved *s, const struct transformer *t, const str
     s->att = arena_reals(arena, M * H * D);
     s->lse = arena_reals(arena, M * H);
     s->mid = arena_reals(arena, M * C);
-    s->gate_up = arena_reals(arena, M * 2 * a->d_ff);
+    s->gate_up = activations(t, arena, M * 2 * a->d_ff);
     for (int p = 0; p < LORA_PRODUCTS; p++)
         s->u[p] = t->config.train ? arena_reals(arena, M * lora_width(&t->lora, (enum lora_product)p)) : NULL;
 }
@@ -73,11 +78,11 @@ static uint64_t layout(struct transformer *t, const struct arch *a, struct arena
     t->att_picked = arena_reals(arena, M * H * D);
     t->x_out = arena_reals(arena, M * C);
     t->normed = arena_reals(arena, M * C);
-    t->hidden = arena_reals(arena, M * a->d_ff);
+    t->hidden = activations(t, arena, M * a->d_ff);
     if (c->train) {
         t->dx = arena_reals(arena, M * C);
         t->dn = arena_reals(arena, M * C);
-        t->dhidden = arena_reals(arena, M * a->d_ff);
+        t->dhidden = activations(t, arena, M * a->d_ff);
         t->datt = arena_reals(arena, M * H * D);
         t->dqkv = arena_reals(arena, M * (H + 2 * K) * D);
     }

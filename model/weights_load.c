@@ -52,8 +52,8 @@ enum status weights_load(const struct base *base, const struct ops *ops, struct 
 
 static void pack(const struct frozen_matrix *to, const struct frozen_matrix *from, uint32_t N, uint32_t I)
 {
-    bf16_pack(to->forward, BF16_RIGHT, bf16_steps(I), 0, (struct bf16_source){from->rows, I, false, 1}, N, I);
-    bf16_pack(to->back, BF16_RIGHT, bf16_steps(N), 0, (struct bf16_source){from->rows, I, true, 1}, I, N);
+    bf16_pack(to->forward, BF16_RIGHT, bf16_steps(I), 0, (struct bf16_source){from->rows, I, false, 1, false}, N, I);
+    bf16_pack(to->back, BF16_RIGHT, bf16_steps(N), 0, (struct bf16_source){from->rows, I, true, 1, false}, I, N);
 }
 
 static void move(const struct frozen_matrix *to, const struct frozen_matrix *from, uint32_t N, uint32_t I)

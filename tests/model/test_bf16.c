@@ -61,8 +61,8 @@ static void check_product(enum bf16_unit unit, uint32_t M, uint32_t N, uint32_t 
     for (size_t i = 0; i < ldr * (right_across ? K : N); i++)
         right[i] = (float)rng_below(&rng, 17) - 8;
     uint16_t *l = tiles(M, K), *r = tiles(N, K);
-    bf16_pack(l, BF16_LEFT, steps, 0, (struct bf16_source){left, ldl, left_across, 1}, M, K);
-    bf16_pack(r, BF16_RIGHT, steps, 0, (struct bf16_source){right, ldr, right_across, 0.5f}, N, K);
+    bf16_pack(l, BF16_LEFT, steps, 0, (struct bf16_source){left, ldl, left_across, 1, false}, M, K);
+    bf16_pack(r, BF16_RIGHT, steps, 0, (struct bf16_source){right, ldr, right_across, 0.5f, false}, N, K);
     const size_t ldc = (turned ? M : N) + 2, n = ldc * (turned ? N : M);
     float *C = xmalloc(n * sizeof *C), *want = xmalloc(n * sizeof *want);
     for (size_t i = 0; i < n; i++)
@@ -78,7 +78,7 @@ static void check_product(enum bf16_unit unit, uint32_t M, uint32_t N, uint32_t 
     uint32_t first = (uint32_t)steps / 2; /* in two parts */
     const struct bf16_right parts[2] = {{r, steps, first},
                                         {r + (size_t)first * BF16_TILE, steps, (uint32_t)steps - first}};
-    bf16_multiply(unit, C, ldc, turned, accumulate, l, steps, parts, M, N);
+    bf16_multiply(unit, (struct bf16_target){C, ldc, turned, accumulate, false}, l, steps, parts, M, N);
     EXPECT(!memcmp(C, want, n * sizeof *C));
     free(left), free(right), free(l), free(r), free(C), free(want);
 }
@@ -102,9 +102,10 @@ static void test_rounding(void)
     for (int i = 0; i < N * N; i++)
         x[i] = 1 + (float)i / 512; /* half of them ties */
     uint16_t *l = tiles(N, N), *r = tiles(N, N);
-    bf16_pack(l, BF16_LEFT, 1, 0, (struct bf16_source){x, N, false, 1}, N, N);
-    bf16_pack(r, BF16_RIGHT, 1, 0, (struct bf16_source){one, N, false, 1}, N, N);
-    bf16_multiply(bf16_unit(), C, N, false, false, l, 1, (struct bf16_right[2]){{r, 1, 1}, {r, 0, 0}}, N, N);
+    bf16_pack(l, BF16_LEFT, 1, 0, (struct bf16_source){x, N, false, 1, false}, N, N);
+    bf16_pack(r, BF16_RIGHT, 1, 0, (struct bf16_source){one, N, false, 1, false}, N, N);
+    bf16_multiply(bf16_unit(), (struct bf16_target){C, N, false, false, false}, l, 1,
+                  (struct bf16_right[2]){{r, 1, 1}, {r, 0, 0}}, N, N);
     for (int i = 0; i < N * N; i++)
         EXPECT(C[i] == rounded(x[i]));
     free(l), free(r);
@@ -181,14 +182,15 @@ static void test_frozen(struct pool *pool)
             float *S = random_floats((size_t)N * R + 1), *U = random_floats((size_t)M * R + 1),
                   *U2 = random_floats((size_t)M * R + 1);
             struct frozen_matrix packed = {W, tiles(N, K), tiles(K, N)};
-            bf16_pack(packed.forward, BF16_RIGHT, bf16_steps(K), 0, (struct bf16_source){W, K, false, 1}, N, K);
-            bf16_pack(packed.back, BF16_RIGHT, bf16_steps(N), 0, (struct bf16_source){W, K, true, 1}, K, N);
+            bf16_pack(packed.forward, BF16_RIGHT, bf16_steps(K), 0, (struct bf16_source){W, K, false, 1, false}, N, K);
+            bf16_pack(packed.back, BF16_RIGHT, bf16_steps(N), 0, (struct bf16_source){W, K, true, 1, false}, K, N);
             const struct low_rank low = {A, S, R};
             float *Y = random_floats((size_t)M * N), *Y2 = xmemdup(Y, (size_t)M * N * sizeof *Y);
             ops_ref.linear(pool, Y, N, X, K, W, K, M, N, K, 1, accumulate);
             if (R)
                 add_low_rank(pool, Y, U, X, &low, M, N, K, false);
-            ops_bf16.frozen(pool, Y2, U2, X, &packed, &low, M, N, K, accumulate);
+            ops_bf16.frozen(pool, (struct activation){Y2, false}, U2, (struct activation){X, false}, &packed, &low, M,
+                            N, K, accumulate);
             EXPECT(distance(Y, Y2, (size_t)M * N) < 1e-3); /* a last bit of U may round the other way */
             EXPECT(!R || distance(U, U2, (size_t)M * R) < 1.0 / 256);
             for (size_t j = 0; j < (size_t)M * N; j++)
@@ -197,7 +199,8 @@ static void test_frozen(struct pool *pool)
             ops_ref.linear_dx(pool, dX, K, Y, N, W, K, M, N, K, 1, false);
             if (R)
                 add_low_rank(pool, dX, U, Y, &low, M, K, N, true);
-            ops_bf16.frozen_dx(pool, dX2, U2, Y, &packed, &low, M, N, K);
+            ops_bf16.frozen_dx(pool, (struct activation){dX2, false}, U2, (struct activation){Y, false}, &packed, &low,
+                               M, N, K);
             EXPECT(distance(dX, dX2, (size_t)M * K) < 1e-3);
             EXPECT(!R || distance(U, U2, (size_t)M * R) < 1.0 / 256);
             free(W), free(X), free(A), free(S), free(U), free(U2), free(Y), free(Y2), free(dX), free(dX2);
@@ -269,6 +272,7 @@ static struct curve train(enum ops_kind ops, uint32_t threads, enum checkpoint c
     struct trainer_config config;
     trainer_defaults(&shape, &config);
     config.ops = ops;
+    config.lr = 1e-2f;
     config.threads = threads;
     config.checkpoint = checkpoint;
     config.rows_max = SEQS * TOKENS;
