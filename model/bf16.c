@@ -150,11 +150,11 @@ void bf16_pack(uint16_t *out, enum bf16_side side, size_t steps, size_t step0, s
 
 enum { BLOCK = 2 * BF16_ROWS };
 
-/* C (32, 32) from two left strips and two right ones, or added to it. */
+/* C (32, 32) from two left strips and two right ones, added to the addend if there is one. */
 struct block {
     float *C;
+    const float *addend;
     size_t ldc;
-    bool accumulate;
     const uint16_t *left[2], *right[2][2]; /* [part][strip] */
     uint32_t steps[2];
 };
@@ -178,11 +178,12 @@ AMX static void block_amx(const struct block *b)
 {
     const size_t stride = b->ldc * sizeof(float);
     float *low = b->C + BF16_ROWS * b->ldc;
-    if (b->accumulate) {
-        _tile_loadd(0, b->C, stride);
-        _tile_loadd(1, b->C + BF16_ROWS, stride);
-        _tile_loadd(2, low, stride);
-        _tile_loadd(3, low + BF16_ROWS, stride);
+    if (b->addend) {
+        const float *below = b->addend + BF16_ROWS * b->ldc;
+        _tile_loadd(0, b->addend, stride);
+        _tile_loadd(1, b->addend + BF16_ROWS, stride);
+        _tile_loadd(2, below, stride);
+        _tile_loadd(3, below + BF16_ROWS, stride);
     } else {
         _tile_zero(0);
         _tile_zero(1);
@@ -223,8 +224,8 @@ AVX512 static void block_avx512(const struct block *b)
         __m512 sum[ROWS][2];
         for (int i = 0; i < ROWS; i++)
             for (int j = 0; j < 2; j++)
-                sum[i][j] =
-                    b->accumulate ? _mm512_loadu_ps(c + (size_t)i * b->ldc + j * BF16_ROWS) : _mm512_setzero_ps();
+                sum[i][j] = b->addend ? _mm512_loadu_ps(b->addend + (row + (size_t)i) * b->ldc + j * BF16_ROWS)
+                                      : _mm512_setzero_ps();
         for (int part = 0; part < 2; part++) {
             const uint16_t *r0 = b->right[part][0], *r1 = b->right[part][1];
             for (uint32_t s = 0; s < b->steps[part]; s++, l += BF16_TILE - BF16_STEP)
@@ -255,7 +256,7 @@ static void copy_block(const struct bf16_target *C, size_t at, const float *bloc
     for (uint32_t i = 0; i < rows; i++)
         for (uint32_t j = 0; j < columns; j++) {
             float *c = to + i * down + j * right;
-            *c = (C->accumulate ? *c : 0) + block[i * BLOCK + j];
+            *c = (C->addend ? C->addend[at + i * down + j * right] : 0) + block[i * BLOCK + j];
         }
 }
 
@@ -297,7 +298,7 @@ void bf16_multiply(enum bf16_unit unit, struct bf16_target C, const uint16_t *le
                 fetch_block(&C, n + BLOCK);
             struct block b = {.C = direct ? (float *)C.data + at : whole,
                               .ldc = direct ? C.ld : BLOCK,
-                              .accumulate = direct && C.accumulate};
+                              .addend = direct && C.addend ? C.addend + at : NULL};
             b.left[0] = left + m / BF16_ROWS * strip * BF16_TILE;
             b.left[1] = b.left[0] + up * strip * BF16_TILE;
             for (int part = 0; part < 2; part++) {

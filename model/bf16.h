@@ -58,14 +58,14 @@ struct bf16_right {
 };
 
 struct bf16_target {
-    void *data; /* float, or bf16 if `half` (then neither turned nor added to) */
+    void *data; /* float, or bf16 if `half` (then neither turned nor with an addend) */
     size_t ld;
-    bool turned; /* (N, M) */
-    bool accumulate;
+    const float *addend; /* NULL, or of the shape of `data`, which it may be */
+    bool turned;         /* (N, M) */
     bool half;
 };
 
-/* C (M, N) = left right, or added to it. The steps of right[0] and then those of right[1]
+/* C (M, N) = left right, or added to the addend. The steps of right[0] and then those of right[1]
  * (which may have none) meet those of each left strip, `strip` tiles apart. */
 void bf16_multiply(enum bf16_unit unit, struct bf16_target C, const uint16_t *left, size_t strip,
                    const struct bf16_right right[2], uint32_t M, uint32_t N);

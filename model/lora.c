@@ -95,10 +95,10 @@ static const real *stacked_a(const struct lora *lora, enum lora_product p, uint3
     return lora->stack;
 }
 
-/* What goes into a product or comes out of it, forward or back. */
+/* What goes into a product or comes out of it. */
 static struct activation input(const struct lora *lora, enum lora_product p, const void *X)
 {
-    return (struct activation){(void *)(uintptr_t)X, lora->ops->packed && p == PRODUCT_DOWN};
+    return (struct activation){(void *)(uintptr_t)X, lora->ops->packed && p != PRODUCT_O};
 }
 
 static struct activation output(const struct lora *lora, enum lora_product p, const void *Y)
@@ -151,18 +151,20 @@ static struct low_rank low_rank_of(const struct lora *lora, enum lora_product p,
 }
 
 void lora_forward(const struct lora *lora, enum lora_product p, uint32_t layer, void *Y, real *U, const void *X,
-                  const struct frozen_matrix *W, const real *block, uint32_t M, bool accumulate)
+                  const struct frozen_matrix *W, const real *block, uint32_t M, const real *addend)
 {
     uint32_t in = lora->products[p].in, out = lora->products[p].out;
     if (lora->ops->packed) {
         struct low_rank low = low_rank_of(lora, p, layer, block);
         lora->ops->frozen(lora->pool, output(lora, p, Y), U ? U : lora->du, input(lora, p, X), W, &low, M, out, in,
-                          accumulate);
+                          addend);
         return;
     }
     bool merging = merges(lora, p, M);
     const real *weight = merging ? merged_weight(lora, p, layer, W->rows, block) : W->rows;
-    lora->ops->linear(lora->pool, Y, out, X, in, weight, in, M, out, in, 1, accumulate);
+    if (addend && addend != Y)
+        memcpy(Y, addend, (size_t)M * out * sizeof(real));
+    lora->ops->linear(lora->pool, Y, out, X, in, weight, in, M, out, in, 1, addend != NULL);
     if (!block)
         return;
     if (!merging)
@@ -190,8 +192,8 @@ void lora_dx(const struct lora *lora, enum lora_product p, uint32_t layer, void 
     uint32_t in = lora->products[p].in, out = lora->products[p].out, width = lora_width(lora, p);
     if (lora->ops->packed) {
         struct low_rank low = low_rank_of(lora, p, layer, block);
-        lora->ops->frozen_dx(lora->pool, input(lora, p, dX), lora->du, output(lora, p, dY), W, &low, M, out,
-                             dX ? in : 0);
+        lora->ops->frozen_dx(lora->pool, (struct activation){dX, lora->ops->packed && p == PRODUCT_DOWN}, lora->du,
+                             output(lora, p, dY), W, &low, M, out, dX ? in : 0);
         return;
     }
     project_back(lora, p, layer, dY, block, M);

@@ -36,12 +36,13 @@ void lora_layout(struct lora *lora, const struct ops *ops, const struct arch *ar
 /* Width of U for a product: n * R, 0 when nothing in it is adapted. */
 uint32_t lora_width(const struct lora *lora, enum lora_product p);
 
-/* In the products that meet in the feed-forward's middle, gate_up's Y and down's X are activations of the table's kind
- * (ops.h), and so are their gradients; all else is real. The `void *`s below are one or the other. */
+/* gate_up's Y and every X but o's are activations of the table's kind (ops.h), and so are the gradients of gate_up's Y and down's
+ * X; all else is real. The `void *`s below are one or the other. */
 
-/* Y (M, out) from X (M, in). `block` NULL: W alone. U (M, lora_width) is written unless NULL. */
+/* Y (M, out) from X (M, in), plus `addend` (M, out) unless NULL; it may be Y. `block` NULL: W alone. U (M, lora_width) is written
+ * unless NULL. */
 void lora_forward(const struct lora *lora, enum lora_product p, uint32_t layer, void *Y, real *U, const void *X,
-                  const struct frozen_matrix *W, const real *block, uint32_t M, bool accumulate);
+                  const struct frozen_matrix *W, const real *block, uint32_t M, const real *addend);
 
 /* U (M, lora_width) = X A^T alone, the same bits as lora_forward's. Nothing to do when nothing in it is adapted. */
 void lora_project(const struct lora *lora, enum lora_product p, uint32_t layer, real *U, const void *X,

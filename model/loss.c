@@ -10,7 +10,7 @@ void loss_layout(struct loss *loss, const struct arch *arch, uint32_t rows_max, 
     rows = rows < PIECE_ROWS_MIN ? PIECE_ROWS_MIN : rows > PIECE_ROWS_MAX ? PIECE_ROWS_MAX : rows;
     loss->piece_rows = rows < rows_max ? (uint32_t)rows : rows_max;
     uint64_t C = arch->d_model, piece = loss->piece_rows;
-    loss->normed = arena_reals(arena, piece * C);
+    loss->normed = arena_reals(arena, piece * C); /* as activations, half of it */
     loss->logits = arena_reals(arena, piece * arch->vocab_size);
     loss->rows = arena_take(arena, piece * sizeof *loss->rows);
     loss->targets = arena_take(arena, piece * sizeof *loss->targets);
@@ -21,12 +21,15 @@ void loss_layout(struct loss *loss, const struct arch *arch, uint32_t rows_max, 
 static void head(const struct loss *loss, const struct weights *w, real *logits, const real *x, uint32_t n)
 {
     uint32_t C = w->arch.d_model, V = w->arch.vocab_size;
-    loss->ops->rmsnorm(loss->pool, loss->normed, C, x, C, w->out_norm, n, 1, C, (real)w->arch.rms_eps);
-    if (loss->ops->packed)
-        loss->ops->frozen(loss->pool, (struct activation){logits, false}, NULL,
-                          (struct activation){loss->normed, false}, &w->head, &(struct low_rank){0}, n, V, C, false);
-    else
+    const real eps = (real)w->arch.rms_eps;
+    if (loss->ops->packed) {
+        loss->ops->rmsnorm_half(loss->pool, loss->normed, x, w->out_norm, n, C, eps);
+        loss->ops->frozen(loss->pool, (struct activation){logits, false}, NULL, (struct activation){loss->normed, true},
+                          &w->head, &(struct low_rank){0}, n, V, C, NULL);
+    } else {
+        loss->ops->rmsnorm(loss->pool, loss->normed, C, x, C, w->out_norm, n, 1, C, eps);
         loss->ops->linear(loss->pool, logits, V, loss->normed, C, w->head.rows, C, n, V, C, 1, false);
+    }
 }
 
 static void run_piece(const struct loss *loss, const struct weights *w, real *dx, const real *x,

@@ -17,7 +17,8 @@ struct loss {
     const struct ops *ops;
     struct pool *pool;
     uint32_t piece_rows;
-    real *normed, *logits;    /* (piece, C), (piece, V) */
+    void *normed;             /* (piece, C) activations, see ops.h */
+    real *logits;             /* (piece, V) */
     uint32_t *rows, *targets; /* (piece) */
     double *nll;              /* (piece) */
     const real **teacher;     /* (piece) */

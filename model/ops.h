@@ -71,12 +71,12 @@ struct ops {
 
     /* The two products of a frozen matrix and what learns beside it, in one pass over the rows. Only where `packed`: the other
      * tables use linear() and merge().
-     *   frozen:     U (M, width) = X A^T;   Y (M, N) = X W^T + U S^T; N 0: U alone
+     *   frozen:     U (M, width) = X A^T;   Y (M, N) = X W^T + U S^T, plus `addend` (M, N) unless NULL; N 0: U alone
      *   frozen_dx:  dU (M, width) = dY S;   dX (M, I) = dY W + dU A
-     * A bf16 Y cannot be added to. linear_half_dw is linear_dw with factors of either kind; dY begins at column `n0`. */
+     * A bf16 Y has no addend. linear_half_dw is linear_dw with factors of either kind; dY begins at column `n0`. */
     bool packed;
     void (*frozen)(struct pool *pool, struct activation Y, real *U, struct activation X, const struct frozen_matrix *W,
-                   const struct low_rank *low, uint32_t M, uint32_t N, uint32_t I, bool accumulate);
+                   const struct low_rank *low, uint32_t M, uint32_t N, uint32_t I, const real *addend);
     void (*frozen_dx)(struct pool *pool, struct activation dX, real *dU, struct activation dY,
                       const struct frozen_matrix *W, const struct low_rank *low, uint32_t M, uint32_t N, uint32_t I);
     void (*linear_half_dw)(struct pool *pool, real *dW, size_t lddw, struct activation dY, size_t lddy, uint32_t n0,
@@ -97,6 +97,9 @@ struct ops {
      * 1 for the block norms, the number of heads for qwen3's q and k norms. Y may be X. Zhang, Sennrich 2019. */
     void (*rmsnorm)(struct pool *pool, real *Y, size_t ldy, const real *X, size_t ldx, const real *w, uint32_t M,
                     uint32_t heads, uint32_t C, real eps);
+    /* The same as activations, of whole rows. Where `packed`. */
+    void (*rmsnorm_half)(struct pool *pool, uint16_t *Y, const real *X, const real *w, uint32_t M, uint32_t C,
+                         real eps);
     /* dX may be dY. The norms are frozen: no dw. */
     void (*rmsnorm_dx)(struct pool *pool, real *dX, size_t lddx, const real *dY, size_t lddy, const real *X, size_t ldx,
                        const real *w, uint32_t M, uint32_t heads, uint32_t C, real eps, bool accumulate);

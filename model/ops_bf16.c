@@ -79,8 +79,8 @@ static void product_part(const struct product *p, uint16_t *left, uint16_t *righ
             for (uint32_t m = 0; m < p->left.rows; m += M) {
                 uint32_t rows = least(M, p->left.rows - m);
                 pack_piece(left, BF16_LEFT, steps, &p->left, p->right.half ? p->scale : 1, m, rows, k, depth);
-                const struct bf16_target C = {p->C + (p->turned ? n * p->ldc + m : m * p->ldc + n), p->ldc, p->turned,
-                                              p->accumulate || k > 0, false};
+                float *at = p->C + (p->turned ? n * p->ldc + m : m * p->ldc + n);
+                const struct bf16_target C = {at, p->ldc, p->accumulate || k > 0 ? at : NULL, p->turned, false};
                 bf16_multiply(unit, C, left, steps, parts, rows, columns);
             }
         }
@@ -160,7 +160,7 @@ struct beside {
     const uint16_t *W; /* packed: N rows of K */
     struct factor P, Q;
     uint32_t M, N, K, width;
-    bool accumulate;
+    const float *addend;
     struct pool *pool;
 };
 
@@ -181,10 +181,11 @@ static void beside_part(const struct beside *b, uint32_t row, uint32_t end, uint
         for (uint32_t s = 0; s < steps; s += depth) {
             const uint32_t rows = least(piece, end - m), here = least(depth, steps - s), k = s * BF16_STEP;
             const bool last = s + here == steps;
-            const struct bf16_target Y = {number_at(b->Y.data, b->Y.half, (size_t)m * b->N + n), b->N, false,
-                                          b->accumulate || s > 0, b->Y.half};
+            const size_t at = (size_t)m * b->N + n;
+            void *y = number_at(b->Y.data, b->Y.half, at);
+            const struct bf16_target Y = {y, b->N, s > 0 ? y : b->addend ? b->addend + at : NULL, false, b->Y.half};
             float *Z = b->Z + (size_t)m * b->width;
-            const struct bf16_target sums = {Z, b->width, false, s > 0, false};
+            const struct bf16_target sums = {Z, b->width, s > 0 ? Z : NULL, false, false};
             struct bf16_right parts[2] = {{P + s * BF16_TILE, steps, here}, {Q, more, 0}};
             bf16_pack(
                 left, BF16_LEFT, strip, 0,
@@ -218,7 +219,7 @@ static void beside_share(void *arg, uint32_t thread)
 }
 
 static void frozen(struct pool *pool, struct activation Y, float *U, struct activation X, const struct frozen_matrix *W,
-                   const struct low_rank *low, uint32_t M, uint32_t N, uint32_t I, bool accumulate)
+                   const struct low_rank *low, uint32_t M, uint32_t N, uint32_t I, const float *addend)
 {
     struct beside b = {Y,
                        X,
@@ -230,7 +231,7 @@ static void frozen(struct pool *pool, struct activation Y, float *U, struct acti
                        N,
                        I,
                        low->width,
-                       accumulate,
+                       addend,
                        pool};
     pool_run(pool, (uint64_t)M * (N + low->width) * I, beside_share, &b);
 }
@@ -238,18 +239,9 @@ static void frozen(struct pool *pool, struct activation Y, float *U, struct acti
 static void frozen_dx(struct pool *pool, struct activation dX, float *dU, struct activation dY,
                       const struct frozen_matrix *W, const struct low_rank *low, uint32_t M, uint32_t N, uint32_t I)
 {
-    struct beside b = {dX,
-                       dY,
-                       dU,
-                       W->back,
-                       {low->S, low->width, true, low->width, false},
-                       {low->A, I, true, I, false},
-                       M,
-                       I,
-                       N,
-                       low->width,
-                       false,
-                       pool};
+    struct beside b = {
+        dX, dY,         dU,   W->back, {low->S, low->width, true, low->width, false}, {low->A, I, true, I, false}, M, I,
+        N,  low->width, NULL, pool};
     pool_run(pool, (uint64_t)M * N * I, beside_share, &b);
 }
 
@@ -311,7 +303,7 @@ static void times(float *C, size_t ldc, struct bf16_source left, uint16_t *packe
     const uint32_t steps = (uint32_t)bf16_steps(K);
     const struct bf16_right parts[2] = {{right, strip, steps}, {right, 0, 0}};
     bf16_pack(packed, BF16_LEFT, steps, 0, left, M, K);
-    bf16_multiply(unit, (struct bf16_target){C, ldc, false, accumulate, false}, packed, steps, parts, M, N);
+    bf16_multiply(unit, (struct bf16_target){C, ldc, accumulate ? C : NULL, false, false}, packed, steps, parts, M, N);
 }
 
 static void forward_tile(const struct tiles *t, uint32_t sample, uint32_t kv_head, float *scratch)
@@ -376,6 +368,7 @@ const struct ops ops_bf16 = {.name = "bf16",
                              .frozen = frozen,
                              .frozen_dx = frozen_dx,
                              .linear_half_dw = linear_half_dw,
+                             .rmsnorm_half = rows_rmsnorm_half,
                              .swiglu = rows_swiglu_half,
                              .swiglu_back = rows_swiglu_half_back,
                              .workspace = workspace,

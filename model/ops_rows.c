@@ -135,6 +135,17 @@ void rows_swiglu_back(struct pool *pool, void *GU, void *Y, const void *dY, uint
     rows_all(pool, (struct rows){.row = swiglu_back_row, .out = GU, .out2 = Y, .in = dY, .M = M, .C = F});
 }
 
+static void rmsnorm_half_row(const struct rows *r, size_t m)
+{
+    simd_rmsnorm_half(r->half_out + m * r->C, r->in + m * r->C, r->w, r->x, r->C);
+}
+
+void rows_rmsnorm_half(struct pool *pool, uint16_t *Y, const float *X, const float *w, uint32_t M, uint32_t C,
+                       float eps)
+{
+    rows_all(pool, (struct rows){.row = rmsnorm_half_row, .half_out = Y, .in = X, .w = w, .M = M, .C = C, .x = eps});
+}
+
 static void swiglu_half_row(const struct rows *r, size_t m)
 {
     const uint16_t *gate = r->half_in + m * 2 * r->C;

@@ -218,6 +218,17 @@ INLINE uint16_t to_half(float x)
     return (uint16_t)((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
 }
 
+MODEL_CLONES void simd_rmsnorm_half(uint16_t *y, const float *x, const float *w, float eps, uint32_t n)
+{
+    float sum = 0;
+#pragma omp simd reduction(+ : sum)
+    for (uint32_t i = 0; i < n; i++)
+        sum += x[i] * x[i];
+    float r = 1 / sqrtf(sum / (float)n + eps);
+    for (uint32_t i = 0; i < n; i++)
+        y[i] = to_half(x[i] * r * w[i]);
+}
+
 MODEL_CLONES void simd_swiglu_half(uint16_t *y, const uint16_t *gate, const uint16_t *up, uint32_t n)
 {
 #pragma omp simd

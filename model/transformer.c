@@ -32,7 +32,7 @@ struct transformer {
     uint32_t n_picked;
     real *att_picked;        /* (n_picked, H*D) attention's output in the last layer */
     real *x_out;             /* (n_picked, C) after the last layer */
-    real *normed;            /* (M, C) */
+    void *normed;            /* (M, C) activations */
     void *hidden;            /* (M, F) activations: silu(gate) * up */
     real *dx, *dn;           /* (M, C) gradients of the residual stream and of a norm's output */
     void *dhidden;           /* (M, F) activations */
@@ -77,7 +77,7 @@ static uint64_t layout(struct transformer *t, const struct arch *a, struct arena
     t->picked = arena_take(arena, M * sizeof *t->picked);
     t->att_picked = arena_reals(arena, M * H * D);
     t->x_out = arena_reals(arena, M * C);
-    t->normed = arena_reals(arena, M * C);
+    t->normed = activations(t, arena, M * C);
     t->hidden = activations(t, arena, M * a->d_ff);
     if (c->train) {
         t->dx = arena_reals(arena, M * C);
@@ -224,6 +224,16 @@ static void spread_rows(const struct transformer *t, real *X, size_t n, uint32_t
             memset(X + m * n, 0, n * sizeof(real));
 }
 
+static void norm(struct transformer *t, const real *x, const real *weight, uint32_t M)
+{
+    const struct arch *a = &t->w->arch;
+    if (t->config.ops->packed)
+        t->config.ops->rmsnorm_half(t->pool, t->normed, x, weight, M, a->d_model, (real)a->rms_eps);
+    else
+        t->config.ops->rmsnorm(t->pool, t->normed, a->d_model, x, a->d_model, weight, M, 1, a->d_model,
+                               (real)a->rms_eps);
+}
+
 static void forward_attention(struct transformer *t, uint32_t l, const real *block, const struct packed *packed)
 {
     const struct arch *a = &t->w->arch;
@@ -234,8 +244,8 @@ static void forward_attention(struct transformer *t, uint32_t l, const real *blo
     size_t ld = (size_t)(H + 2 * K) * D;
     real eps = (real)a->rms_eps;
 
-    ops->rmsnorm(t->pool, t->normed, C, s->x, C, w->attn_norm, M, 1, C, eps);
-    lora_forward(&t->lora, PRODUCT_QKV, l, s->qkv, s->u[PRODUCT_QKV], t->normed, &w->qkv, block, M, false);
+    norm(t, s->x, w->attn_norm, M);
+    lora_forward(&t->lora, PRODUCT_QKV, l, s->qkv, s->u[PRODUCT_QKV], t->normed, &w->qkv, block, M, NULL);
     if (a->qkv_bias)
         ops->add_bias(t->pool, s->qkv, w->qkv_bias, M, (uint32_t)ld);
     if (a->qk_norm) {
@@ -247,15 +257,14 @@ static void forward_attention(struct transformer *t, uint32_t l, const real *blo
     ops->rope(t->pool, s->qkv, ld, t->angles, t->position, M, H + K, D, false);
     struct attention attention = attention_of(t, packed);
     ops->attention(t->pool, s->att, s->lse, s->qkv, &attention);
-    const real *att = s->att;
+    const real *att = s->att, *x = s->x;
     if (l + 1 == a->n_layers) {
         pick_rows(t, s->mid, s->x, C);
         pick_rows(t, t->att_picked, s->att, (size_t)H * D);
         att = t->att_picked;
-    } else {
-        memcpy(s->mid, s->x, (size_t)M * C * sizeof(real));
+        x = s->mid;
     }
-    lora_forward(&t->lora, PRODUCT_O, l, s->mid, s->u[PRODUCT_O], att, &w->o, block, rows_behind(t, l, M), true);
+    lora_forward(&t->lora, PRODUCT_O, l, s->mid, s->u[PRODUCT_O], att, &w->o, block, rows_behind(t, l, M), x);
 }
 
 /* x_next NULL: only what the backward needs. */
@@ -264,17 +273,15 @@ static void forward_ffn(struct transformer *t, uint32_t l, const real *block, re
     const struct arch *a = &t->w->arch;
     const struct layer_weights *w = &t->w->layers[l];
     struct saved *s = &t->layers[l];
-    uint32_t C = a->d_model;
-    t->config.ops->rmsnorm(t->pool, t->normed, C, s->mid, C, w->ffn_norm, M, 1, C, (real)a->rms_eps);
+    norm(t, s->mid, w->ffn_norm, M);
     lora_forward(&t->lora, PRODUCT_GATE_UP, l, s->gate_up, s->u[PRODUCT_GATE_UP], t->normed, &w->gate_up, block, M,
-                 false);
+                 NULL);
     t->config.ops->swiglu(t->pool, t->hidden, s->gate_up, M, a->d_ff);
     if (!x_next) {
         lora_project(&t->lora, PRODUCT_DOWN, l, s->u[PRODUCT_DOWN], t->hidden, block, M);
         return;
     }
-    memcpy(x_next, s->mid, (size_t)M * C * sizeof(real));
-    lora_forward(&t->lora, PRODUCT_DOWN, l, x_next, s->u[PRODUCT_DOWN], t->hidden, &w->down, block, M, true);
+    lora_forward(&t->lora, PRODUCT_DOWN, l, x_next, s->u[PRODUCT_DOWN], t->hidden, &w->down, block, M, s->mid);
 }
 
 static void forward(struct transformer *t, const real *block, const struct packed *packed)
@@ -314,7 +321,7 @@ static bool backward_ffn(struct transformer *t, uint32_t l, const real *block, r
     lora_dw(&t->lora, PRODUCT_DOWN, l, grad, t->dx, t->hidden, s->u[PRODUCT_DOWN], M);
     lora_dx(&t->lora, PRODUCT_GATE_UP, l, below ? t->dn : NULL, s->gate_up, &w->gate_up, block, M);
     if (targets & FFN_IN) {
-        ops->rmsnorm(t->pool, t->normed, C, s->mid, C, w->ffn_norm, M, 1, C, eps);
+        norm(t, s->mid, w->ffn_norm, M);
         lora_dw(&t->lora, PRODUCT_GATE_UP, l, grad, s->gate_up, t->normed, s->u[PRODUCT_GATE_UP], M);
     }
     if (!below)
@@ -357,7 +364,7 @@ static void backward_attention(struct transformer *t, uint32_t l, const real *bl
     }
     lora_dx(&t->lora, PRODUCT_QKV, l, l > 0 ? t->dn : NULL, t->dqkv, &w->qkv, block, M);
     if (targets & ATTENTION_IN) {
-        ops->rmsnorm(t->pool, t->normed, C, s->x, C, w->attn_norm, M, 1, C, eps);
+        norm(t, s->x, w->attn_norm, M);
         lora_dw(&t->lora, PRODUCT_QKV, l, grad, t->dqkv, t->normed, s->u[PRODUCT_QKV], M);
     }
     if (l == 0)

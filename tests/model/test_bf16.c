@@ -78,7 +78,7 @@ static void check_product(enum bf16_unit unit, uint32_t M, uint32_t N, uint32_t 
     uint32_t first = (uint32_t)steps / 2; /* in two parts */
     const struct bf16_right parts[2] = {{r, steps, first},
                                         {r + (size_t)first * BF16_TILE, steps, (uint32_t)steps - first}};
-    bf16_multiply(unit, (struct bf16_target){C, ldc, turned, accumulate, false}, l, steps, parts, M, N);
+    bf16_multiply(unit, (struct bf16_target){C, ldc, accumulate ? C : NULL, turned, false}, l, steps, parts, M, N);
     EXPECT(!memcmp(C, want, n * sizeof *C));
     free(left), free(right), free(l), free(r), free(C), free(want);
 }
@@ -104,7 +104,7 @@ static void test_rounding(void)
     uint16_t *l = tiles(N, N), *r = tiles(N, N);
     bf16_pack(l, BF16_LEFT, 1, 0, (struct bf16_source){x, N, false, 1, false}, N, N);
     bf16_pack(r, BF16_RIGHT, 1, 0, (struct bf16_source){one, N, false, 1, false}, N, N);
-    bf16_multiply(bf16_unit(), (struct bf16_target){C, N, false, false, false}, l, 1,
+    bf16_multiply(bf16_unit(), (struct bf16_target){C, N, NULL, false, false}, l, 1,
                   (struct bf16_right[2]){{r, 1, 1}, {r, 0, 0}}, N, N);
     for (int i = 0; i < N * N; i++)
         EXPECT(C[i] == rounded(x[i]));
@@ -190,7 +190,7 @@ static void test_frozen(struct pool *pool)
             if (R)
                 add_low_rank(pool, Y, U, X, &low, M, N, K, false);
             ops_bf16.frozen(pool, (struct activation){Y2, false}, U2, (struct activation){X, false}, &packed, &low, M,
-                            N, K, accumulate);
+                            N, K, accumulate ? Y2 : NULL);
             EXPECT(distance(Y, Y2, (size_t)M * N) < 1e-3); /* a last bit of U may round the other way */
             EXPECT(!R || distance(U, U2, (size_t)M * R) < 1.0 / 256);
             for (size_t j = 0; j < (size_t)M * N; j++)
