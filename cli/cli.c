@@ -165,9 +165,10 @@ enum status cli_join(const struct options *o, const struct line_args *args, stru
                            "which line? Give -C DIR (the line's directory, on the coordinator's machine) "
                            "or --join FILE (made by: alluvium keys add)");
         enum status st = join_read(path, out, err); /* where the line is may have changed since this file was made */
-        if (st == ST_OK)
-            st = line_dir_where(dir ? dir : ".", out->host, &out->port, err);
-        return st == ST_NOT_FOUND && *out->host ? ST_OK : st; /* the file alone, copied here */
+        if (st != ST_OK)
+            return st;
+        st = line_dir_where(dir ? dir : ".", out->host, &out->port, err);
+        return st == ST_NOT_FOUND ? ST_OK : st; /* the file alone, copied here */
     }
     return join_read(join, out, err);
 }

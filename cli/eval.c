@@ -25,9 +25,8 @@ static const struct option_row rows[] = {
            "also count the chats whose answers it would give word for word (greedy)", .no_env = true),
     OPTION(struct args, threads, OPTION_U32, "threads", 't', "N", "0: the CPUs it may use", .low = 0, .high = 64,
            .why = "all that the scheduler or the control group gave it"),
-    OPTION(struct args, backend, OPTION_CHOICE, "backend", 0, "blas|ref|dnnl|bf16",
-           "dnnl: products by oneDNN (libdnnl2); ref: plain loops, slow, for comparison",
-           .why = "the library is many times faster"),
+    OPTION(struct args, backend, OPTION_CHOICE, "backend", 0, LOCAL_BACKENDS, LOCAL_BACKENDS_HELP,
+           .why = "exact: the loss that other programs give"),
 };
 
 static void print_row(json_t *list, const char *file, double nll, uint64_t tokens)
@@ -165,7 +164,7 @@ done:
 
 int cmd_eval(int argc, char **argv)
 {
-    struct args args = {.seq = 512};
+    struct args args = {.backend = LOCAL_BLAS, .seq = 512};
     struct err err = {""};
     int code;
     struct options o = {

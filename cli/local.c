@@ -50,8 +50,8 @@ uint32_t local_threads(uint32_t wanted)
 
 enum ops_kind local_ops(unsigned choice)
 {
-    static const enum ops_kind kinds[] = {OPS_BLAS, OPS_REF, OPS_DNNL, OPS_BF16};
-    return kinds[choice];
+    static const enum ops_kind kinds[] = {OPS_BLAS, OPS_BLAS, OPS_BF16, OPS_DNNL, OPS_REF};
+    return choice ? kinds[choice] : ops_best();
 }
 
 /* ---- adapters -------------------------------------------------------------------------------------------------------- */

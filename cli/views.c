@@ -368,6 +368,25 @@ void view_versions(FILE *out, const json_t *answer, uint64_t now_s)
         sentence(out, "older ones: alluvium versions list --from %s", count(answer, "next"));
 }
 
+/* Over all domains, see docs/metrics.md; only what was measured. */
+static void version_measures(FILE *out, size_t width, const json_t *m)
+{
+    static const struct {
+        const char *name, *words;
+    } measures[] = {{"learnt_mean", "learnt"},
+                    {"peak_forgetting", "forgotten since the best"},
+                    {"backward_transfer", "backward transfer"},
+                    {"forward_transfer", "forward transfer"},
+                    {"general_delta", "general delta"},
+                    {"sentinel", "sentinel"}};
+    char line[LIST] = "";
+    for (size_t i = 0; i < sizeof measures / sizeof measures[0]; i++)
+        if (json_is_number(json_object_get(m, measures[i].name)))
+            also(line, say("%s %s", measures[i].words, loss(m, measures[i].name, true)));
+    if (*line)
+        fact(out, (int)width, "measures", "%s", line);
+}
+
 static void version_domains(FILE *out, const json_t *list)
 {
     struct table *t =
@@ -416,6 +435,7 @@ void view_version(FILE *out, const json_t *v, uint64_t now_s)
         fact(out, WIDTH, "update", "%g of the step, norm %.4g, error of averaging %.3g", real(v, "step_factor"),
              real(v, "update_norm"), real(v, "averaging_error"));
     fact(out, WIDTH, "adapter", "rank %s, alpha %s", count(v, "rank"), count(v, "alpha"));
+    version_measures(out, WIDTH, json_object_get(v, "metrics"));
     fact(out, WIDTH, "manifest", "%s", text(v, "manifest"));
     version_domains(out, json_object_get(v, "domains"));
     size_t i;

@@ -6,6 +6,7 @@
 
 #include "base/log.h"
 #include "cli/cli.h"
+#include "cli/local.h"
 
 struct args {
     const char *join, *base, *dir;
@@ -32,8 +33,8 @@ static const struct option_row rows[] = {
            .why = "the replay sample of a hundred domains (4,096 segments of 2 KiB each) and more"),
     OPTION(struct args, reserve, OPTION_BYTES, "reserve", 0, "BYTES", "disk space that is left free",
            .why = "the database needs room to open again after a crash"),
-    OPTION(struct args, backend, OPTION_CHOICE, "backend", 0, "blas|ref", "ref: plain loops, slow, for comparison",
-           .why = "the library is many times faster"),
+    OPTION(struct args, backend, OPTION_CHOICE, "backend", 0, LOCAL_BACKENDS, LOCAL_BACKENDS_HELP,
+           .why = LOCAL_BACKENDS_WHY),
     OPTION(struct args, check, OPTION_FLAG, "check", 0, NULL, "set everything up, show the memory plan, say hello, end",
            .no_env = true),
 };
@@ -68,7 +69,7 @@ int cmd_worker(int argc, char **argv)
         .memory_max = args.memory,
         .keep_bytes = args.keep,
         .reserve_bytes = args.reserve,
-        .reference_ops = args.backend == 1,
+        .ops = local_ops(args.backend),
         .check = args.check,
         .quiet = common.quiet,
         .events = common.json ? stdout : NULL,

@@ -270,6 +270,8 @@ static enum status take_options(const struct coordinator_init_options *o, struct
     enum status st = join_endpoint(dir->address, dir->port, PLANE_BULK, endpoint, err);
     if (!st)
         st = settings_check(&dir->settings, err);
+    if (!st)
+        st = settings_fit(&dir->settings, dir->card.arch.context_max, err);
     if (!st && (dir->settings.rank != dir->shape.rank || dir->settings.alpha != dir->shape.alpha))
         st = err_set(err, ST_USAGE, "rank and alpha of settings and shape differ");
     return st;
@@ -372,6 +374,8 @@ static enum status read_settings(struct line_dir *dir, struct err *err)
         st = settings_read(path, &dir->settings, err);
     if (!st)
         st = settings_check(&dir->settings, err);
+    if (!st)
+        st = settings_fit(&dir->settings, dir->card.arch.context_max, err);
     if (!st && (dir->settings.rank != dir->shape.rank || dir->settings.alpha != dir->shape.alpha))
         st = err_set(err, ST_CONFIG, "%s: rank and alpha were fixed at init: %u and %u", path, dir->shape.rank,
                      dir->shape.alpha);

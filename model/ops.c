@@ -2,7 +2,13 @@
 #include <stdio.h>
 
 #include "base/check.h"
+#include "model/bf16.h"
 #include "model/ops_fast.h"
+
+enum ops_kind ops_best(void)
+{
+    return bf16_unit() == BF16_AMX ? OPS_BF16 : OPS_BLAS;
+}
 
 enum status ops_check(enum ops_kind kind, struct err *err)
 {

@@ -134,6 +134,11 @@ struct ops {
 
 extern const struct ops ops_ref, ops_blas, ops_dnnl, ops_bf16;
 
+enum { OPS_PACKED_MODEL_MAX = 8192 }; /* d_model, where the table is packed */
+
+/* bf16 on a CPU with AMX, else OpenBLAS: AVX512-BF16 alone is no faster than f32 with our kernel. */
+enum ops_kind ops_best(void);
+
 /* ST_USAGE: no such table. ST_UNSUPPORTED: its library is not on this machine; the text says what to install. */
 enum status ops_check(enum ops_kind kind, struct err *err);
 const struct ops *ops_of(enum ops_kind kind); /* one that ops_check() accepts */

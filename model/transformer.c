@@ -128,6 +128,9 @@ enum status transformer_plan(const struct arch *arch, const struct transformer_c
     if (c->seq_max > arch->context_max)
         return err_set(err, ST_USAGE, "samples of %u rows exceed the model's context of %u", c->seq_max,
                        arch->context_max);
+    if (c->ops->packed && arch->d_model > OPS_PACKED_MODEL_MAX)
+        return err_set(err, ST_UNSUPPORTED, "the back end %s does models of a width up to %d, not %u; blas does",
+                       c->ops->name, OPS_PACKED_MODEL_MAX, arch->d_model);
     if (c->threads < 1 || c->threads > OPS_THREADS_MAX)
         return err_set(err, ST_USAGE, "threads must be 1 to %d, not %u", OPS_THREADS_MAX, c->threads);
     struct transformer t = {.config = *c};

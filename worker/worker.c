@@ -135,7 +135,7 @@ enum status worker_run(const struct worker_options *options, struct err *err)
         .threads = options->threads ? options->threads : cpus(),
         .micro_rows = options->micro_rows ? options->micro_rows : DEFAULT_ROWS,
         .memory_max = options->memory_max ? options->memory_max : memory_there_is() / 10 * 9,
-        .ops = options->reference_ops ? OPS_REF : OPS_BLAS,
+        .ops = options->ops,
     };
     hash_start();
     enum status status = join_read(options->join, &join, err);

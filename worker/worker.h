@@ -17,6 +17,7 @@
 #include <stdio.h>
 
 #include "base/status.h"
+#include "model/ops.h"
 
 struct worker_options {
     const char *join;       /* join file */
@@ -27,7 +28,7 @@ struct worker_options {
     uint64_t memory_max;    /* bytes; refuse a larger plan; 0: nine tenths of the memory there is */
     uint64_t keep_bytes;    /* replayed text kept on disk; 0: 1 GiB */
     uint64_t reserve_bytes; /* free space to leave on DIR's file system; 0: 256 MiB */
-    bool reference_ops;     /* plain loops instead of BLAS: for tests */
+    enum ops_kind ops;      /* the back end of training and evaluation */
     bool check;             /* set everything up, print the memory plan, say hello, and end */
     bool quiet;             /* no progress line */
     FILE *events;           /* one JSON object per event and line; NULL: none */

@@ -162,6 +162,16 @@ enum status settings_check(const struct settings *s, struct err *err)
     return ST_OK;
 }
 
+enum status settings_fit(const struct settings *s, uint32_t context, struct err *err)
+{
+    if (s->seq_tokens > context)
+        return err_set(err, ST_CONFIG, "seq_tokens = %u: the base's context is %u tokens", s->seq_tokens, context);
+    if (s->window_tokens > context)
+        return err_set(err, ST_CONFIG, "window_tokens = %u: the base's context is %u tokens", s->window_tokens,
+                       context);
+    return ST_OK;
+}
+
 /* Cuts blanks from both ends, in place. */
 static char *trim(char *s)
 {

@@ -52,6 +52,8 @@ void settings_default(struct settings *out);
 /* Applies one "name = value"; ST_CONFIG with name, value and the allowed range. */
 enum status settings_set(struct settings *s, const char *name, const char *value, struct err *err);
 enum status settings_check(const struct settings *s, struct err *err); /* what ties settings together */
+/* What ties them to the base: no sample and no window is longer than its context. */
+enum status settings_fit(const struct settings *s, uint32_t context, struct err *err);
 enum status settings_read(const char *path, struct settings *s, struct err *err);
 
 struct setting_info {

@@ -42,6 +42,13 @@ static void test_refusals(void)
     s.anchor_permille = 900;
     s.history_permille = 100;
     EXPECT_ST(settings_check(&s, &err), ST_CONFIG, &err);
+    settings_default(&s);
+    s.window_tokens = 513;
+    EXPECT_ST(settings_fit(&s, 513, &err), ST_OK, &err);
+    EXPECT_ST(settings_fit(&s, 512, &err), ST_CONFIG, &err);
+    EXPECT(strstr(err.text, "window_tokens = 513"));
+    EXPECT_ST(settings_fit(&s, 511, &err), ST_CONFIG, &err);
+    EXPECT(strstr(err.text, "seq_tokens = 512"));
 }
 
 static void test_file(void)

@@ -263,8 +263,14 @@ static void live(struct coordinator *c, const char *dir, enum status want)
     struct join join = rig_join(&rig, "worker", ROLE_WORKER, NULL);
     const char *path = harness_path(rig.dir, "join");
     EXPECT_ST(join_write(path, &join, &err), ST_OK, &err);
-    struct worker_options options = {
-        .join = path, .dir = dir, .base = base_path, .threads = 1, .micro_rows = 48, .reserve_bytes = 1, .quiet = true};
+    struct worker_options options = {.join = path,
+                                     .dir = dir,
+                                     .base = base_path,
+                                     .threads = 1,
+                                     .ops = OPS_BLAS,
+                                     .micro_rows = 48,
+                                     .reserve_bytes = 1,
+                                     .quiet = true};
     options.stop_fd = fds[0];
     EXPECT_ST(worker_run(&options, &err), want, &err);
     rig_stop(&rig);
