@@ -42,45 +42,10 @@ static enum status check_settings(const struct combine_settings *s, struct err *
 
 /* ---- first pass: what is there, and how large ---- */
 
-static enum status check_digest(const struct combine_input *in, struct err *err)
+enum status combine_check(const struct adapter_shape *shape, const struct combine_input *in, struct combine_row *row,
+                          struct err *err)
 {
-    enum { PIECE = 1 << 20 };
-    uint8_t *piece = xmalloc(PIECE);
-    struct hasher h;
-    struct digest got;
-    enum status status = ST_OK;
-    hasher_init(&h);
-    for (uint64_t at = 0; at < in->bytes && status == ST_OK;) {
-        size_t len = in->bytes - at < PIECE ? (size_t)(in->bytes - at) : PIECE;
-        ssize_t n = pread(in->fd, piece, len, (off_t)at);
-        if (n < 0 && errno == EINTR)
-            continue;
-        if (n <= 0)
-            status = err_set(err, n ? ST_IO : ST_CORRUPT, "blob: %s at byte %llu", n ? strerror(errno) : "ends",
-                             (unsigned long long)at);
-        else
-            hasher_put(&h, piece, (size_t)n);
-        at += n > 0 ? (uint64_t)n : 0;
-    }
-    hasher_end(&h, &got);
-    if (status == ST_OK && !digest_eq(&got, &in->digest))
-        status = err_set(err, ST_CORRUPT, "blob: its bytes are not what its name says");
-    free(piece);
-    return status;
-}
-
-static enum status read_norms(struct combination *c, struct err *err)
-{
-    for (uint32_t i = 0; i < c->n; i++) {
-        const struct combine_input *in = &c->inputs[i];
-        struct combine_row *row = &c->rows[i];
-        enum status status = check_digest(in, err);
-        if (status == ST_OK)
-            status = delta_check(in->fd, in->bytes, c->shape, &row->head, &row->norm, err);
-        if (status != ST_OK)
-            return err_prefix(err, status, "combine: input %u of %u", i, c->n);
-    }
-    return ST_OK;
+    return delta_check(in->fd, in->bytes, shape, &in->digest, &row->head, &row->norm, err);
 }
 
 static int compare_double(const void *a, const void *b)
@@ -175,20 +140,29 @@ static enum status open_parts(struct combination *c, struct err *err)
 
 /* ---- second pass: one module at a time ---- */
 
+/* Chosen when the program starts; the sums are the same in each (no fused multiply-add is allowed here). */
+#if defined(__x86_64__) && !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)
+#define COMBINE_CLONES __attribute__((target_clones("default", "avx2")))
+#else
+#define COMBINE_CLONES
+#endif
+enum { LANES = 4 };
+
 /* All that one module needs; allocated once for the largest. S is the number of sketches. */
 struct scratch {
-    float *delta;   /* A (r, in), B (out, r) of one delta */
-    double *mean;   /* the same, weighted mean */
-    double *signs;  /* (in, S): the random z */
-    double *az;     /* (r, S): A z */
-    double *error;  /* (out, S): sum w B_i A_i z - B A z */
-    double *change; /* (out, S): what the mean does to B A, times z */
-    uint32_t in, out, r, s;
+    float *delta;                     /* A (r, in), B (out, r) of one delta */
+    double *mean;                     /* the same, weighted mean */
+    double *signs;                    /* (in, S): the random z */
+    double *az;                       /* (r, S): A z */
+    double *error;                    /* (out, S): sum w B_i A_i z - B A z */
+    double *change;                   /* (out, S): what the mean does to B A, times z */
+    uint32_t in, out, r, s, sketches; /* s: sketches, in whole lanes */
 };
 
 static struct scratch scratch_new(const struct adapter_shape *shape, uint32_t sketches)
 {
-    struct scratch x = {.r = shape->rank, .s = sketches};
+    struct scratch x = {.r = shape->rank, .s = (sketches + LANES - 1) / LANES * LANES, .sketches = sketches};
+    sketches = x.s;
     size_t in = 0, out = 0;
     for (int m = 0; m < LORA_MODULES; m++) {
         in = shape->in[m] > in ? shape->in[m] : in;
@@ -213,31 +187,46 @@ static void scratch_release(struct scratch *x)
     free(x->change);
 }
 
-/* az (r, S) = A (r, in) z (in, S), of floats, doubles or their sum: NULL is zero. */
-static void apply_a(struct scratch *x, const float *a, const double *more)
+/* az (r, S) = A (r, in) z (in, S), of floats, doubles or their sum: NULL is zero. Here and below four sketches at a time, one vector
+ * of doubles; S is a multiple of it, what is beyond the wanted number is zero. */
+COMBINE_CLONES static void apply_a(struct scratch *x, const float *a, const double *more)
 {
-    for (uint32_t k = 0; k < x->r; k++) {
-        double sum[COMBINE_SKETCHES_MAX] = {0};
-        for (uint32_t j = 0; j < x->in; j++) {
-            size_t at = (size_t)k * x->in + j;
-            double v = (a ? (double)a[at] : 0) + (more ? more[at] : 0);
-            for (uint32_t s = 0; s < x->s; s++)
-                sum[s] += v * x->signs[(size_t)j * x->s + s];
+    for (uint32_t k = 0; k < x->r; k++)
+        for (uint32_t s = 0; s < x->s; s += LANES) {
+            const double *z = x->signs + s;
+            double sum[LANES] = {0};
+            for (uint32_t j = 0; j < x->in; j++, z += x->s) {
+                size_t at = (size_t)k * x->in + j;
+                double v = (a ? (double)a[at] : 0) + (more ? more[at] : 0);
+                for (int i = 0; i < LANES; i++)
+                    sum[i] += v * z[i];
+            }
+            memcpy(x->az + (size_t)k * x->s + s, sum, sizeof sum);
         }
-        memcpy(x->az + (size_t)k * x->s, sum, x->s * sizeof *sum);
-    }
 }
 
 /* out (out, S) += factor * B (out, r) az (r, S), with B of floats or of doubles. */
-static void add_b(const struct scratch *x, double factor, const float *b, const double *b_mean, double *out)
+COMBINE_CLONES static void add_b(const struct scratch *x, double factor, const float *b, const double *b_mean,
+                                 double *out)
 {
     for (uint32_t o = 0; o < x->out; o++)
-        for (uint32_t k = 0; k < x->r; k++) {
-            size_t at = (size_t)o * x->r + k;
-            double v = factor * (b ? (double)b[at] : b_mean[at]);
-            for (uint32_t s = 0; s < x->s; s++)
-                out[(size_t)o * x->s + s] += v * x->az[(size_t)k * x->s + s];
+        for (uint32_t s = 0; s < x->s; s += LANES) {
+            double sum[LANES] = {0}, *to = out + (size_t)o * x->s + s;
+            for (uint32_t k = 0; k < x->r; k++) {
+                size_t at = (size_t)o * x->r + k;
+                double v = b ? (double)b[at] : b_mean[at];
+                for (int i = 0; i < LANES; i++)
+                    sum[i] += v * x->az[(size_t)k * x->s + s + i];
+            }
+            for (int i = 0; i < LANES; i++)
+                to[i] += factor * sum[i];
         }
+}
+
+COMBINE_CLONES static void add_scaled(double *mean, double factor, const float *delta, size_t n)
+{
+    for (size_t i = 0; i < n; i++)
+        mean[i] += factor * (double)delta[i];
 }
 
 static double sum_of_squares(const double *v, size_t n)
@@ -264,8 +253,8 @@ static void sketch_module(struct scratch *x, const float *parent_a, const float 
     add_b(x, 1, parent_b, NULL, x->change);
     apply_a(x, parent_a, a);
     add_b(x, 1, NULL, b, x->change);
-    totals->error2 += sum_of_squares(x->error, n) / x->s;
-    totals->change2 += sum_of_squares(x->change, n) / x->s;
+    totals->error2 += sum_of_squares(x->error, n) / x->sketches;
+    totals->change2 += sum_of_squares(x->change, n) / x->sketches;
 }
 
 static enum status combine_module(struct combination *c, struct scratch *x, uint32_t layer, enum lora_module m,
@@ -277,8 +266,9 @@ static enum status combine_module(struct combination *c, struct scratch *x, uint
     CHECK(adapter_at_b(c->shape, layer, m) == first + n_a);
     memset(x->mean, 0, n * sizeof *x->mean);
     memset(x->error, 0, (size_t)x->out * x->s * sizeof *x->error);
-    for (size_t i = 0; i < (size_t)x->in * x->s; i++)
-        x->signs[i] = rng_u64(rng) >> 63 ? 1 : -1;
+    for (size_t j = 0; j < x->in; j++)
+        for (uint32_t s = 0; s < x->sketches; s++)
+            x->signs[j * x->s + s] = rng_u64(rng) >> 63 ? 1 : -1;
 
     for (uint32_t p = 0; p < c->n; p++) {
         struct part *part = &c->parts[p];
@@ -288,8 +278,7 @@ static enum status combine_module(struct combination *c, struct scratch *x, uint
         enum status status = delta_read(&part->reader, first, n, x->delta, err);
         if (status != ST_OK)
             return err_prefix(err, status, "combine: input %u of %u", part->input, c->n);
-        for (size_t i = 0; i < n; i++)
-            x->mean[i] += factor * (double)x->delta[i];
+        add_scaled(x->mean, factor, x->delta, n);
         if (x->s == 0)
             continue;
         apply_a(x, x->delta, NULL);
@@ -326,17 +315,16 @@ static enum status second_pass(struct combination *c, float *candidate, struct c
     return status;
 }
 
-enum status combine(const struct adapter_shape *shape, const float *parent, const struct combine_input *inputs,
-                    uint32_t n, const struct combine_settings *settings, float *candidate, struct combine_row *rows,
-                    struct combine_result *result, struct err *err)
+enum status combine_checked(const struct adapter_shape *shape, const float *parent, const struct combine_input *inputs,
+                            uint32_t n, const struct combine_settings *settings, float *candidate,
+                            struct combine_row *rows, struct combine_result *result, struct err *err)
 {
     if (n < 1 || n > COMBINE_DELTAS_MAX)
         return err_set(err, ST_USAGE, "combine: %u deltas; 1 to %d", n, COMBINE_DELTAS_MAX);
     struct combination c = {shape, parent, inputs, settings, rows, xcalloc(n, sizeof(struct part)), n, 0};
     struct combine_result got = {0};
-    memset(rows, 0, n * sizeof *rows);
     enum status status = check_settings(settings, err);
-    if (status != ST_OK || (status = read_norms(&c, err)) != ST_OK)
+    if (status != ST_OK)
         goto done;
     got.median_norm = lower_median(&c);
     for (uint32_t i = 0; i < n; i++) {
@@ -353,4 +341,17 @@ done:
         delta_reader_release(&c.parts[i].reader);
     free(c.parts);
     return status;
+}
+
+enum status combine(const struct adapter_shape *shape, const float *parent, const struct combine_input *inputs,
+                    uint32_t n, const struct combine_settings *settings, float *candidate, struct combine_row *rows,
+                    struct combine_result *result, struct err *err)
+{
+    for (uint32_t i = 0; i < n && n <= COMBINE_DELTAS_MAX; i++) {
+        rows[i] = (struct combine_row){0};
+        enum status status = combine_check(shape, &inputs[i], &rows[i], err);
+        if (status != ST_OK)
+            return err_prefix(err, status, "combine: input %u of %u", i, n);
+    }
+    return combine_checked(shape, parent, inputs, n, settings, candidate, rows, result, err);
 }

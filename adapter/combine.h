@@ -55,6 +55,11 @@ struct combine_result {
 
 struct combine_settings combine_defaults(void);
 
+/* Reads one input whole: digest, shape, every value; fills head and norm of its row. ST_CORRUPT: the blob is not what its name
+ * says. ST_BAD_DATA, ST_UNSUPPORTED: the delta is not one of this line. */
+enum status combine_check(const struct adapter_shape *shape, const struct combine_input *in, struct combine_row *row,
+                          struct err *err);
+
 /* Writes the candidate block (adapter_floats) and rows[n]. Deltas with no target tokens have weight 0.
  * ST_USAGE: n out of range, settings out of range, no target tokens at all, or two deltas of one lease. ST_CORRUPT: a
  * blob is not what its name says. ST_BAD_DATA: a delta of another shape, or not finite; the text names the
@@ -62,5 +67,10 @@ struct combine_settings combine_defaults(void);
 enum status combine(const struct adapter_shape *shape, const float *parent, const struct combine_input *inputs,
                     uint32_t n, const struct combine_settings *settings, float *candidate, struct combine_row *rows,
                     struct combine_result *result, struct err *err);
+
+/* The same for inputs that combine_check() has passed, with the rows it filled. */
+enum status combine_checked(const struct adapter_shape *shape, const float *parent, const struct combine_input *inputs,
+                            uint32_t n, const struct combine_settings *settings, float *candidate,
+                            struct combine_row *rows, struct combine_result *result, struct err *err);
 
 #endif

@@ -54,8 +54,9 @@ enum status delta_reader_open(struct delta_reader *reader, int fd, uint64_t byte
 enum status delta_read(struct delta_reader *reader, uint64_t first, size_t n, float *out, struct err *err);
 void delta_reader_release(struct delta_reader *reader);
 
-/* The whole check before a delta is accepted: every value read, its norm (L2 over all floats) on the way. */
-enum status delta_check(int fd, uint64_t bytes, const struct adapter_shape *shape, struct delta_head *head,
-                        double *norm, struct err *err);
+/* The whole check before a delta is accepted, in one reading: every value, its norm (L2 over all floats), and, unless NULL, the
+ * blob's digest (ST_CORRUPT: its bytes are not what its name says). */
+enum status delta_check(int fd, uint64_t bytes, const struct adapter_shape *shape, const struct digest *digest,
+                        struct delta_head *head, double *norm, struct err *err);
 
 #endif

@@ -76,22 +76,20 @@ static enum status load_parent(struct aggregator *a, const struct digest *digest
 
 /* Opens delta i and reads all of it. What is wrong with the delta itself is ST_BAD_DATA. */
 static enum status admit(struct aggregator *a, const struct aggregate_delta *delta, struct combine_input *input,
-                         struct err *err)
+                         struct combine_row *row, struct err *err)
 {
-    struct delta_head head;
-    double norm;
     enum status st = blob_open(a->config.blobs, &delta->digest, &input->fd, &input->bytes, err);
     if (st)
         return st;
-    st = delta_check(input->fd, input->bytes, &a->config.shape, &head, &norm, err);
-    if (st == ST_UNSUPPORTED)
-        st = ST_BAD_DATA;
-    if (!st && head.lease != delta->lease)
-        st = err_set(err, ST_BAD_DATA, "the delta says lease %llu", (unsigned long long)head.lease);
-    if (!st && !delta->target_tokens)
-        st = err_set(err, ST_BAD_DATA, "no target tokens");
     input->digest = delta->digest;
     input->target_tokens = delta->target_tokens;
+    st = combine_check(&a->config.shape, input, row, err);
+    if (st == ST_UNSUPPORTED)
+        st = ST_BAD_DATA;
+    if (!st && row->head.lease != delta->lease)
+        st = err_set(err, ST_BAD_DATA, "the delta says lease %llu", (unsigned long long)row->head.lease);
+    if (!st && !delta->target_tokens)
+        st = err_set(err, ST_BAD_DATA, "no target tokens");
     return st;
 }
 
@@ -105,7 +103,7 @@ static enum status combine_job(struct aggregator *a, const struct job *job, stru
     enum status st = load_parent(a, &job->parent, parent, err);
     for (uint32_t i = 0; !st && i < job->n; i++) {
         struct err why;
-        st = admit(a, &job->deltas[i], &inputs[n], &why);
+        st = admit(a, &job->deltas[i], &inputs[n], &rows[n], &why);
         if (!st) {
             at[n++] = i;
             continue;
@@ -130,7 +128,7 @@ static enum status combine_job(struct aggregator *a, const struct job *job, stru
         settings.weight_cap = a->config.settings.weight_cap;
         settings.step = job->step;
         settings.seed = a->config.seed ^ job->round;
-        st = combine(&a->config.shape, parent, inputs, n, &settings, candidate, rows, &result, err);
+        st = combine_checked(&a->config.shape, parent, inputs, n, &settings, candidate, rows, &result, err);
     }
     if (!st) {
         out->error_ratio = result.factor_error;

@@ -79,7 +79,7 @@ void lab_defaults(struct lab_config *out)
         .sample_k = 4096,
         .micro_rows = 1024,
         .corpus = {.segment_bytes = 2048, .heldout_permille = 300, .window_tokens = 256, .windows = {64, 64, 16}},
-        .ops = OPS_BLAS,
+        .ops = ops_best(),
     };
 }
 
@@ -101,13 +101,13 @@ static json_t *config_json(const struct lab *lab)
         json_array_append_new(orders, order);
     }
     digest_hex(&lab->engine.card.base, hex);
-    return json_pack("{s:i, s:s, s:s#, s:o, s:o, s:i, s:i, s:i, s:i, s:i, s:i, s:i, s:i, s:i, s:i, s:[iii]}", "format",
-                     1, "model", lab->engine.card.base_name, "base", hex, 16, "texts", texts, "orders", orders,
-                     "fresh_tokens", c->fresh_tokens, "seq_tokens", c->seq_tokens, "step_tokens", c->step_tokens,
-                     "rank", c->rank, "alpha", c->alpha, "warmup_steps", c->warmup_steps, "sample_k", c->sample_k,
-                     "segment_bytes", c->corpus.segment_bytes, "heldout_permille", c->corpus.heldout_permille,
-                     "window_tokens", c->corpus.window_tokens, "windows", c->corpus.windows[0], c->corpus.windows[1],
-                     c->corpus.windows[2]);
+    return json_pack("{s:i, s:s, s:s, s:s#, s:o, s:o, s:i, s:i, s:i, s:i, s:i, s:i, s:i, s:i, s:i, s:i, s:[iii]}",
+                     "format", 1, "backend", ops_of(c->ops)->name, "model", lab->engine.card.base_name, "base", hex, 16,
+                     "texts", texts, "orders", orders, "fresh_tokens", c->fresh_tokens, "seq_tokens", c->seq_tokens,
+                     "step_tokens", c->step_tokens, "rank", c->rank, "alpha", c->alpha, "warmup_steps", c->warmup_steps,
+                     "sample_k", c->sample_k, "segment_bytes", c->corpus.segment_bytes, "heldout_permille",
+                     c->corpus.heldout_permille, "window_tokens", c->corpus.window_tokens, "windows",
+                     c->corpus.windows[0], c->corpus.windows[1], c->corpus.windows[2]);
 }
 
 static enum status use_targets(struct lab *lab, uint32_t targets, struct err *err)

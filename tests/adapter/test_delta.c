@@ -65,7 +65,7 @@ static void test_round_trip_of_each_coding(void)
         encode(&shape, trained, parent, (enum delta_coding)coding, 9, &bytes);
         EXPECT_EQ(bytes.len, delta_bytes(&shape, (enum delta_coding)coding));
         int fd = file_of(&bytes);
-        EXPECT_ST(delta_check(fd, bytes.len, &shape, &head, &norm, &err), ST_OK, &err);
+        EXPECT_ST(delta_check(fd, bytes.len, &shape, NULL, &head, &norm, &err), ST_OK, &err);
         EXPECT(head.session == 3 && head.lease == 17 && head.generation == 2 && (int)head.coding == coding);
         EXPECT_ST(delta_reader_open(&reader, fd, bytes.len, &shape, &err), ST_OK, &err);
         EXPECT_ST(delta_read(&reader, 0, n, got, &err), ST_OK, &err);
@@ -197,16 +197,16 @@ static void test_hostile_files(void)
         struct buf bytes = {0};
         encode(&shape, trained, parent, (enum delta_coding)coding, 9, &bytes);
         int fd = file_of(&bytes);
-        EXPECT_ST(delta_check(fd, bytes.len, &other, &head, &norm, &err), ST_BAD_DATA, &err);
+        EXPECT_ST(delta_check(fd, bytes.len, &other, NULL, &head, &norm, &err), ST_BAD_DATA, &err);
         EXPECT(strstr(err.text, "another shape") != NULL);
         for (uint64_t len = 0; len < bytes.len; len += 11) /* said to be shorter */
-            EXPECT_ST(delta_check(fd, len, &shape, &head, &norm, &err), ST_BAD_DATA, &err);
-        EXPECT_ST(delta_check(fd, bytes.len + 1, &shape, &head, &norm, &err), ST_BAD_DATA, &err);
-        EXPECT_ST(delta_check(fd, UINT64_MAX, &shape, &head, &norm, &err), ST_BAD_DATA, &err);
+            EXPECT_ST(delta_check(fd, len, &shape, NULL, &head, &norm, &err), ST_BAD_DATA, &err);
+        EXPECT_ST(delta_check(fd, bytes.len + 1, &shape, NULL, &head, &norm, &err), ST_BAD_DATA, &err);
+        EXPECT_ST(delta_check(fd, UINT64_MAX, &shape, NULL, &head, &norm, &err), ST_BAD_DATA, &err);
         for (off_t at = 0; at < 72; at++) { /* each byte of the head matters, but for the lease's own numbers */
             uint8_t byte = bytes.data[at] ^ 0x40;
             put_at(fd, at, &byte, 1);
-            enum status status = delta_check(fd, bytes.len, &shape, &head, &norm, &err);
+            enum status status = delta_check(fd, bytes.len, &shape, NULL, &head, &norm, &err);
             bool free_field = at >= 12 && at < 32;
             EXPECT(free_field ? status == ST_OK : status == ST_BAD_DATA || status == ST_UNSUPPORTED);
             put_at(fd, at, &bytes.data[at], 1);
@@ -215,19 +215,19 @@ static void test_hostile_files(void)
         const uint8_t ones[4] = {0xff, 0xff, 0xff, 0x7f};
         off_t at = coding == DELTA_F32 ? 72 + 4 * 150 : coding == DELTA_BF16 ? 72 + 2 * 150 : 72 + 68;
         put_at(fd, at, ones + (coding == DELTA_BF16 ? 2 : 0), coding == DELTA_BF16 ? 2 : 4);
-        EXPECT_ST(delta_check(fd, bytes.len, &shape, &head, &norm, &err), ST_BAD_DATA, &err);
+        EXPECT_ST(delta_check(fd, bytes.len, &shape, NULL, &head, &norm, &err), ST_BAD_DATA, &err);
         EXPECT(strstr(err.text, "lease 17") && strstr(err.text, "layers."));
         put_at(fd, 72, bytes.data + 72, bytes.len - 72);
-        EXPECT_ST(delta_check(fd, bytes.len, &shape, &head, &norm, &err), ST_OK, &err);
+        EXPECT_ST(delta_check(fd, bytes.len, &shape, NULL, &head, &norm, &err), ST_OK, &err);
         if (coding == DELTA_INT8) {
             put_at(fd, 72 + 4 + 10, "\x80", 1); /* -128 */
-            EXPECT_ST(delta_check(fd, bytes.len, &shape, &head, &norm, &err), ST_BAD_DATA, &err);
+            EXPECT_ST(delta_check(fd, bytes.len, &shape, NULL, &head, &norm, &err), ST_BAD_DATA, &err);
             put_at(fd, 72 + 4 + 10, bytes.data + 86, 1);
             put_at(fd, 72 + 3, "\xbf", 1); /* a negative scale */
-            EXPECT_ST(delta_check(fd, bytes.len, &shape, &head, &norm, &err), ST_BAD_DATA, &err);
+            EXPECT_ST(delta_check(fd, bytes.len, &shape, NULL, &head, &norm, &err), ST_BAD_DATA, &err);
         }
         EXPECT(!ftruncate(fd, 200)); /* shorter than its own record says */
-        EXPECT_ST(delta_check(fd, bytes.len, &shape, &head, &norm, &err), ST_BAD_DATA, &err);
+        EXPECT_ST(delta_check(fd, bytes.len, &shape, NULL, &head, &norm, &err), ST_BAD_DATA, &err);
         close(fd);
         buf_release(&bytes);
     }

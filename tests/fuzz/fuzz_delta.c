@@ -25,7 +25,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
         fd = memfd_create("delta", MFD_CLOEXEC);
     bool written = fd >= 0 && !ftruncate(fd, 0) && pwrite(fd, data, size, 0) == (ssize_t)size;
     CHECK(written);
-    if (delta_check(fd, size, &SHAPE, &head, &norm, NULL) != ST_OK)
+    if (delta_check(fd, size, &SHAPE, NULL, &head, &norm, NULL) != ST_OK)
         return 0;
     CHECK(isfinite(norm) && norm >= 0 && size == delta_bytes(&SHAPE, head.coding));
     CHECK_EQ(delta_reader_open(&reader, fd, size, &SHAPE, NULL), ST_OK);
