@@ -78,7 +78,11 @@ MODEL_CLONES float simd_max(const float *x, uint32_t n)
 
 /* A vocabulary has one likely word and tens of thousands of unlikely ones, each below the last bit of an f32 sum that holds
  * the likely one, and together worth 1e-4 nats. So short f32 sums go into an f64 one. */
-enum { SUM_BLOCK = 256 }; /* 16 a lane of AVX-512 */
+#ifdef MODEL_COPIES
+enum { SUM_BLOCK = 64 }; /* 4 to 16 a lane */
+#else
+enum { SUM_BLOCK = 16 };
+#endif
 
 MODEL_CLONES double simd_exp(float *x, float scale, float shift, uint32_t n)
 {

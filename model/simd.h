@@ -13,6 +13,7 @@
 
 /* Sanitizers run before the resolvers that would pick a copy. */
 #if defined(__x86_64__) && !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__) && !defined(MODEL_ONE_COPY)
+#define MODEL_COPIES
 #define MODEL_CLONES __attribute__((target_clones("default", "arch=x86-64-v3", "arch=x86-64-v4")))
 #else
 #define MODEL_CLONES

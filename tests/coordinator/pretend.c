@@ -435,5 +435,7 @@ int main(int argc, char **argv)
     fflush(stdout);
     while (getchar() != EOF)
         ;
+    for (int i = 0; i < (argc > 5 ? 3 : 2); i++)
+        client_close(&servers[i]);
     return live_end(pid, SIGTERM);
 }

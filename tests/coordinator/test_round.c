@@ -570,6 +570,7 @@ static void check_damage(const char *backup, const char *dir)
         text.data[at] ^= 1;
         EXPECT(backup_index_parse(text.data, at, &index, NULL) != ST_OK);
     }
+    backup_index_release(&index);
     buf_release(&text);
     buf_release(&data);
 }
