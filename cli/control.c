@@ -41,6 +41,11 @@ static void show_to_people(Alv__ControlVerb verb, const json_t *answer)
     case ALV__CONTROL_VERB__CONTROL_TRACE:
         view_trace(stdout, answer);
         break;
+    case ALV__CONTROL_VERB__CONTROL_PROMOTE:
+    case ALV__CONTROL_VERB__CONTROL_ROLLBACK:
+    case ALV__CONTROL_VERB__CONTROL_MARK:
+        view_change(stdout, answer);
+        break;
     default:
         print_value(stdout, answer);
     }

@@ -460,6 +460,15 @@ void view_version(FILE *out, const json_t *v, uint64_t now_s)
     table_print(&t, out);
 }
 
+void view_change(FILE *out, const json_t *v)
+{
+    fact(out, KEY_WIDTH, "version", "%s", count(v, "version"));
+    if (json_is_string(json_object_get(v, "mark")))
+        fact(out, KEY_WIDTH, "mark", "%s", text(v, "mark"));
+    if (number(v, "aliases"))
+        fact(out, KEY_WIDTH, "aliases", "signed anew, number %s", count(v, "aliases"));
+}
+
 /* ---- verdict ----------------------------------------------------------------------------------------------------- */
 
 void view_verdict(FILE *out, const json_t *v, uint64_t now_s)
