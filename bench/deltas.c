@@ -291,7 +291,7 @@ static void measure(struct bench *b, uint32_t n, struct result *r)
         pthread_join(threads[i], NULL);
     r->upload_s = clock_s() - begun;
     while (published(&control) == 0 && clock_s() < begun + 120)
-        usleep(10000); /* an answer costs the coordinator more than a millisecond */
+        usleep(10000); /* tidy: allowed, an answer costs the coordinator more than a millisecond */
     r->total_s = clock_s() - begun;
     CHECK_EQ(published(&control), 1);
     r->cpu_s = proc_cpu_s(pid) - cpu;

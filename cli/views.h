@@ -16,6 +16,6 @@ void view_versions(FILE *out, const json_t *answer, uint64_t now_s);
 void view_version(FILE *out, const json_t *answer, uint64_t now_s);
 void view_verdict(FILE *out, const json_t *answer, uint64_t now_s);
 void view_change(FILE *out, const json_t *answer); /* what promote, rollback and mark answer */
-void view_trace(FILE *out, const json_t *answer); /* of a record, or of a version */
+void view_trace(FILE *out, const json_t *answer);  /* of a record, or of a version */
 
 #endif
