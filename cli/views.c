@@ -1,5 +1,6 @@
 #include "cli/views.h"
 
+#include <limits.h>
 #include <stdarg.h>
 #include <stdlib.h>
 #include <string.h>
@@ -524,7 +525,8 @@ static const char *runs(const json_t *array)
     *out = 0;
     for (size_t i = 0, n = json_array_size(array), end; i < n; i = end) {
         long long first = json_integer_value(json_array_get(array, i)), last = first;
-        for (end = i + 1; end < n && json_integer_value(json_array_get(array, end)) == last + 1; end++)
+        for (end = i + 1; end < n && last < LLONG_MAX && json_integer_value(json_array_get(array, end)) == last + 1;
+             end++)
             last++;
         snprintf(one, sizeof one, last > first ? "v%lld-v%lld" : "v%lld", first, last);
         also(out, one);

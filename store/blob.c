@@ -278,11 +278,10 @@ enum status blob_writer_open(struct blob_store *store, const struct digest *dige
 {
     char path[BLOB_PATH_SIZE];
     partial_path(store, digest, path);
-    struct blob_writer *w = xcalloc(1, sizeof *w);
-    w->store = store;
-    w->digest = *digest;
-    w->bytes = bytes;
-    w->fd = -1;
+    struct blob_writer *w =
+        aligned_alloc(_Alignof(struct blob_writer), sizeof *w); /* the hasher's; more than malloc's */
+    CHECK(w);
+    *w = (struct blob_writer){.store = store, .digest = *digest, .bytes = bytes, .fd = -1};
     hasher_init(&w->hasher);
     enum status status = ST_OK;
     if (blob_has(store, digest))
