@@ -18,7 +18,6 @@ enum {
     WAL_RECOVERY_TOLERATE_TAIL = 0, /* rocksdb's numbers: refuse damage before the last record */
     INFO_LOG_FATAL_ONLY = 4,        /* a full disk under the info log aborts the process (7.8.3) */
     COMPRESSION_LZ4 = 4,
-    COMPRESSION_ZSTD = 7,
     COMPRESSION_NONE = 0,
     BLOOM_BITS_PER_KEY = 10, /* 1 % false positives */
     LOG_VALUE_MIN = 256,     /* smaller ones of a log stay beside their keys */
@@ -140,7 +139,6 @@ static rocksdb_options_t *make_options(const struct db_options *o, rocksdb_cache
     rocksdb_options_set_max_open_files(options, 256);
     rocksdb_options_set_level_compaction_dynamic_level_bytes(options, 1);
     rocksdb_options_set_compression(options, COMPRESSION_LZ4);
-    rocksdb_options_set_bottommost_compression(options, COMPRESSION_ZSTD);
     rocksdb_options_set_allow_concurrent_memtable_write(options, 0); /* one thread commits; and vectors cannot */
 
     rocksdb_block_based_table_options_t *table = rocksdb_block_based_options_create();
@@ -161,7 +159,6 @@ static rocksdb_options_t *shape_options(const rocksdb_options_t *plain, enum db_
         rocksdb_options_set_level_compaction_dynamic_level_bytes(options, 0);
     }
     if (shape == DB_LOG) {
-        rocksdb_options_set_bottommost_compression(options, COMPRESSION_LZ4); /* keys and places: little to gain */
         rocksdb_options_set_max_write_buffer_number(options, LOG_BUFFERS);
         rocksdb_options_set_enable_blob_files(options, 1);
         rocksdb_options_set_min_blob_size(options, LOG_VALUE_MIN);
@@ -177,7 +174,6 @@ static rocksdb_options_t *shape_options(const rocksdb_options_t *plain, enum db_
         rocksdb_options_set_min_write_buffer_number_to_merge(options, HASHED_PORTIONS);
         rocksdb_options_set_max_write_buffer_number(options, HASHED_PORTIONS_MAX);
         rocksdb_options_set_compression(options, COMPRESSION_NONE);
-        rocksdb_options_set_bottommost_compression(options, COMPRESSION_NONE);
     }
     return options;
 }
