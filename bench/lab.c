@@ -85,6 +85,7 @@ enum ops_kind lab_ops(const char *name)
         const char *name;
         enum ops_kind kind;
     } kinds[] = {{"blas", OPS_BLAS}, {"dnnl", OPS_DNNL}, {"bf16", OPS_BF16}};
+    ops_of(OPS_BLAS); /* the yardsticks are its products, and it may have to be told which CPU this is */
     for (size_t i = 0; i < sizeof kinds / sizeof kinds[0]; i++)
         if (!strcmp(name, kinds[i].name)) {
             if (ops_check(kinds[i].kind, &err) != ST_OK)
