@@ -151,13 +151,18 @@ MODEL_CLONES void simd_mix(float *out, const float *p, const float *v, size_t ld
             out[d] += p[i] * v[i * ld + d];
 }
 
-MODEL_CLONES void simd_rmsnorm(float *y, const float *x, const float *w, float eps, uint32_t n)
+INLINE float inverse_rms(const float *x, float eps, uint32_t n)
 {
     float sum = 0;
 #pragma omp simd reduction(+ : sum)
     for (uint32_t i = 0; i < n; i++)
         sum += x[i] * x[i];
-    float r = 1 / sqrtf(sum / (float)n + eps);
+    return 1 / sqrtf(sum / (float)n + eps);
+}
+
+MODEL_CLONES void simd_rmsnorm(float *y, const float *x, const float *w, float eps, uint32_t n)
+{
+    const float r = inverse_rms(x, eps, n);
     for (uint32_t i = 0; i < n; i++)
         y[i] = x[i] * r * w[i];
 }
@@ -224,11 +229,7 @@ INLINE uint16_t to_half(float x)
 
 MODEL_CLONES void simd_rmsnorm_half(uint16_t *y, const float *x, const float *w, float eps, uint32_t n)
 {
-    float sum = 0;
-#pragma omp simd reduction(+ : sum)
-    for (uint32_t i = 0; i < n; i++)
-        sum += x[i] * x[i];
-    float r = 1 / sqrtf(sum / (float)n + eps);
+    const float r = inverse_rms(x, eps, n);
     for (uint32_t i = 0; i < n; i++)
         y[i] = to_half(x[i] * r * w[i]);
 }
