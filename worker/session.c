@@ -195,8 +195,8 @@ static enum status loop(struct session *s, struct err *err)
         if (status != ST_OK && status != ST_TIMEOUT)
             return status;
         if (clock_ms() >= s->beat_at) {
-            notify_beat();
             (void)futimens(s->config.home->lock_fd, NULL); /* for probes that can only look at files */
+            notify_beat();                                 /* last: who hears it finds the file touched */
             s->beat_at = clock_ms() + BEAT_MS;
         }
         take_stop(s);
