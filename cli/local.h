@@ -23,8 +23,9 @@ void local_release(struct local *engine);
 uint32_t local_threads(uint32_t wanted); /* 0: the CPUs this process may use */
 
 #define LOCAL_BACKENDS "auto|blas|bf16|dnnl|ref"
-#define LOCAL_BACKENDS_HELP                                                                                     \
-    "auto: bf16 where the CPU has AMX, else blas; bf16: factors of products rounded; dnnl: oneDNN (libdnnl2); " \
+#define LOCAL_BACKENDS_HELP                                                                                        \
+    "auto: bf16 where the CPU has AMX or AVX512-BF16, else blas; bf16: factors of products rounded; dnnl: oneDNN " \
+    "(libdnnl2); "                                                                                                 \
     "ref: plain loops, slow"
 #define LOCAL_BACKENDS_WHY "bf16 is several times faster and moves a loss by less than a thousandth of a nat"
 enum { LOCAL_AUTO, LOCAL_BLAS };

@@ -7,7 +7,7 @@
 
 enum ops_kind ops_best(void)
 {
-    return bf16_unit() == BF16_AMX ? OPS_BF16 : OPS_BLAS;
+    return bf16_unit() == BF16_NONE ? OPS_BLAS : OPS_BF16;
 }
 
 enum status ops_check(enum ops_kind kind, struct err *err)

@@ -136,7 +136,7 @@ extern const struct ops ops_ref, ops_blas, ops_dnnl, ops_bf16;
 
 enum { OPS_PACKED_MODEL_MAX = 8192 }; /* d_model, where the table is packed */
 
-/* bf16 on a CPU with AMX, else OpenBLAS: AVX512-BF16 alone is no faster than f32 with our kernel. */
+/* bf16 on a CPU that multiplies bf16 (AMX or AVX512-BF16), else OpenBLAS. */
 enum ops_kind ops_best(void);
 
 /* ST_USAGE: no such table. ST_UNSUPPORTED: its library is not on this machine; the text says what to install. */

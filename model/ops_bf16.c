@@ -382,7 +382,7 @@ enum status ops_bf16_start(struct err *err)
     unit = bf16_unit(); /* the same every time */
     if (unit == BF16_NONE)
         return err_set(err, ST_UNSUPPORTED,
-                       "the back end bf16 needs a CPU with AVX512-BF16, better with AMX; blas works on this one");
+                       "the back end bf16 needs a CPU with AVX512-BF16, or AMX; blas works on this one");
     return ST_OK;
 }
 

@@ -5,8 +5,8 @@
 
 #define TUNED 0.0 /* the rate that plan_tuned_rate() finds */
 
-static const double rates[] = {1e-3, 3e-4, 3e-3};
-enum { N_RATES = sizeof rates / sizeof rates[0], SEEDS = 3 };
+static const double rates[] = {1e-4, 3e-4, 1e-3, 3e-3, 1e-2};
+enum { N_RATES = sizeof rates / sizeof rates[0], FIRST_RATE = 2, SEEDS = 3 };
 
 /* Called for every cell in order; true ends the walk. */
 typedef bool visit_fn(void *user, const struct cell *cell);
@@ -87,12 +87,48 @@ static void whole_pass(struct walk *w, struct cell cell, uint32_t pass)
     sentinels(w, cell, (pass + 1) * D);
 }
 
-static void tuning(struct walk *w, const char *arm, double rate)
+/* Mean loss of the tuning parts after pass 1; NAN while one is missing. */
+static double tuning_loss(const struct lab *lab, const struct arm *arm, double rate)
+{
+    uint32_t D = lab_configuration(lab)->n_domains;
+    struct cell cell = {.kind = CELL_EVAL, .arm = arm, .rate = rate, .seed = 1, .stage = D, .part = PART_TUNING};
+    double sum = 0;
+    for (cell.domain = 0; cell.domain < D; cell.domain++)
+        sum += lab_loss(lab, &cell);
+    return sum / D;
+}
+
+/* Downhill over the rates until both neighbours are worse. Returns the best one, or 0 and the rate that is wanted next. */
+static double find_rate(const struct lab *lab, const struct arm *arm, double *wanted)
+{
+    int at = FIRST_RATE;
+    for (int step = -1; step <= 1; step += 2)
+        while (at + step >= 0 && at + step < N_RATES) {
+            double here = tuning_loss(lab, arm, rates[at]), there = tuning_loss(lab, arm, rates[at + step]);
+            if (isnan(here) || isnan(there)) {
+                *wanted = rates[isnan(here) ? at : at + step];
+                return 0;
+            }
+            if (there >= here)
+                break;
+            at += step;
+        }
+    return rates[at];
+}
+
+/* The rates of an arm that are done, and the next one. */
+static void tune(struct walk *w, const char *arm)
 {
     uint32_t D = lab_configuration(w->lab)->n_domains;
-    struct cell cell = cell_of(w, arm, rate, 1);
-    train(w, cell, 1, D);
-    row(w, cell, D, PART_TUNING);
+    double wanted = 0;
+    find_rate(w->lab, arm_find(arm), &wanted);
+    for (int r = 0; r < N_RATES; r++) {
+        struct cell cell = cell_of(w, arm, rates[r], 1);
+        if (rates[r] != wanted && isnan(tuning_loss(w->lab, cell.arm, cell.rate)))
+            continue;
+        train(w, cell, 1, D);
+        row(w, cell, D, PART_TUNING);
+    }
 }
 
 static void all_rows(struct walk *w, struct cell cell)
@@ -112,23 +148,21 @@ static void walk(struct walk *w)
     /* One rate, one seed: the shape of the answer. */
     row(w, (struct cell){0}, 0, PART_AUDIT);
     for (int i = 0; i < 3; i++) {
-        struct cell arm = cell_of(w, first[i], rates[0], 1);
+        struct cell arm = cell_of(w, first[i], rates[FIRST_RATE], 1);
         train(w, arm, 1, D);
         row(w, arm, D, PART_AUDIT);
         peaks(w, arm, 0);
     }
     sentinels(w, (struct cell){0}, 0);
     for (int i = 0; i < 3; i++)
-        sentinels(w, cell_of(w, first[i], rates[0], 1), D);
+        sentinels(w, cell_of(w, first[i], rates[FIRST_RATE], 1), D);
     /* Every arm its own rate. */
-    for (int r = 0; r < N_RATES; r++)
-        for (int i = 0; i < 3; i++)
-            tuning(w, first[i], rates[r]);
+    for (int i = 0; i < 3; i++)
+        tune(w, first[i]);
     for (int i = 0; i < 3; i++)
         whole_pass(w, cell_of(w, first[i], TUNED, 1), 0);
     for (int i = 0; i < 3; i++) {
-        for (int r = 0; r < N_RATES; r++)
-            tuning(w, second[i], rates[r]);
+        tune(w, second[i]);
         whole_pass(w, cell_of(w, second[i], TUNED, 1), 0);
     }
     /* Further seeds, the second pass, then what refines the answer. */
@@ -145,8 +179,7 @@ static void walk(struct walk *w)
         for (int i = 0; i < 3; i++)
             whole_pass(w, cell_of(w, second[i], TUNED, seed), 1);
     for (int i = 0; i < 2; i++) {
-        for (int r = 0; r < N_RATES; r++)
-            tuning(w, third[i], rates[r]);
+        tune(w, third[i]);
         for (uint32_t seed = 1; seed <= SEEDS; seed++)
             whole_pass(w, cell_of(w, third[i], TUNED, seed), 0);
     }
@@ -158,20 +191,8 @@ static void walk(struct walk *w)
 
 double plan_tuned_rate(const struct lab *lab, const struct arm *arm)
 {
-    const struct lab_config *c = lab_configuration(lab);
-    double best = INFINITY, rate = 0;
-    for (int r = 0; r < N_RATES; r++) {
-        struct cell cell = {
-            .kind = CELL_EVAL, .arm = arm, .rate = rates[r], .seed = 1, .stage = c->n_domains, .part = PART_TUNING};
-        double sum = 0;
-        for (cell.domain = 0; cell.domain < c->n_domains; cell.domain++)
-            sum += lab_loss(lab, &cell);
-        if (isnan(sum))
-            return 0;
-        if (sum < best)
-            best = sum, rate = rates[r];
-    }
-    return rate;
+    double wanted;
+    return find_rate(lab, arm, &wanted);
 }
 
 struct search {
