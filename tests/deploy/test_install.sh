@@ -1,9 +1,9 @@
 #!/bin/sh
 # cmake --install into an empty prefix: everything is there, the program runs from there, and another program can be built
-# against the library through pkg-config alone.
-#   test_install.sh BUILD_DIR
+# against the library through pkg-config alone. The container's image has the packages of every library the program names.
+#   test_install.sh BUILD_DIR CONTAINERFILE
 set -eu
-build=$1
+build=$1 containerfile=$2
 dir=$(mktemp -d)
 trap 'rm -rf "$dir"' EXIT
 cmake --install "$build" --prefix "$dir/usr" >"$dir/log" || { cat "$dir/log"; exit 1; }
@@ -16,6 +16,13 @@ for file in bin/alluvium include/alluvium.h "$lib/liballuvium.so" "$lib/pkgconfi
     [ -e "$file" ] || { echo "FAILED: $file is not installed"; exit 1; }
 done
 bin/alluvium --version
+libraries=$(objdump -p bin/alluvium | awk '$1 == "NEEDED" && $2 !~ /^(libc|libm|ld-linux.*)\.so/ { print $2 }')
+[ -n "$libraries" ] || { echo "FAILED: no library found in the program"; exit 1; }
+for library in $libraries; do
+    package=$(dpkg -S "*/$library" | sed -n '1s/[:,].*//p')
+    sed -n '/12-slim/,$p' "$containerfile" | grep -qwF -- "${package:-$library}" ||
+        { echo "FAILED: $containerfile: $library is needed, and ${package:-its package} is not installed there"; exit 1; }
+done
 cat >"$dir/program.c" <<'C'
 #include <alluvium.h>
 #include <stdio.h>
