@@ -182,8 +182,9 @@ void intake_open(struct core *core, const struct event *event)
     if (!d) {
         struct buf names = {0};
         domain_names(core, &names);
-        refuse(core, event, ST_NOT_FOUND, 0, "no domain \"%s\" in this line; there are: %s", open->domain,
-               buf_cstr(&names));
+        refuse(core, event, ST_NOT_FOUND, 0,
+               "no domain \"%s\" in this line; there are: %s; an operator makes one: alluvium domains set %s",
+               open->domain, buf_cstr(&names), open->domain);
         buf_release(&names);
         return;
     }

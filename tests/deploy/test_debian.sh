@@ -45,6 +45,21 @@ check "a man page" inside man -w alluvium-push
 check "pkg-config to know the library" inside pkg-config --exists alluvium
 
 inside sh -c 'mkdir -p /var/lib/alluvium/line && echo "# mine" >>/etc/alluvium/alluvium.conf && echo data >/var/lib/alluvium/line/line.json'
+mkdir "$root/later" # the next version, with other defaults
+for package in "$root"/packages/*.deb; do
+    dpkg-deb -R "$package" "$work/next"
+    sed -i 's/^Version: .*/&+later/; s/(= [^)]*/&+later/' "$work/next/DEBIAN/control"
+    [ ! -e "$work/next/etc/alluvium/alluvium.conf" ] || echo "# of the next version" >>"$work/next/etc/alluvium/alluvium.conf"
+    dpkg-deb -b "$work/next" "$root/later/" >/dev/null
+    rm -r "$work/next"
+done
+inside sh -c 'dpkg --force-confdef --force-confold -i /later/*.deb' >"$work/log" 2>&1 || { cat "$work/log"; exit 1; }
+check "the next version to be installed" sh -c "chroot $root dpkg-query -W -f '\${Version}' alluvium | grep -q +later"
+check "changed settings to outlive an upgrade" sh -c "grep -q mine $root/etc/alluvium/alluvium.conf && ! grep -q 'next version' $root/etc/alluvium/alluvium.conf"
+check "a line to outlive an upgrade" [ -e "$root/var/lib/alluvium/line/line.json" ]
+check "the upgraded program to run" inside alluvium --version
+check "the upgraded unit to be valid" inside systemd-analyze verify --man=no alluvium-coordinator.service
+
 inside dpkg -r liballuvium-dev liballuvium0 alluvium >"$work/log" 2>&1 || { cat "$work/log"; exit 1; }
 check "the program to be gone" absent usr/bin/alluvium
 check "the units to be gone" absent lib/systemd/system/alluvium-coordinator.service
@@ -58,7 +73,7 @@ inside rm -r /var/lib/alluvium
 inside sh -c 'dpkg -i /packages/alluvium_*.deb' >/dev/null 2>&1
 inside dpkg -P alluvium >"$work/log" 2>&1 || { cat "$work/log"; exit 1; }
 check "users without data to be gone with purge" [ "$(inside getent passwd | wc -l)" = "$before" ]
-left=$(cd "$work/upper" && find . -iname '*alluvium*' ! -path './packages*' ! -type c ! -path './tmp/*' ! -path './work/*' | head)
+left=$(cd "$work/upper" && find . -iname '*alluvium*' ! -path './packages*' ! -path './later*' ! -type c ! -path './tmp/*' ! -path './work/*' | head)
 check "nothing to be left: $left" [ -z "$left" ]
 echo "$checked checks, $failed failed"
 [ $failed = 0 ]
