@@ -14,6 +14,7 @@
 #include "base/check.h"
 #include "base/clock.h"
 #include "base/hash.h"
+#include "own.h"
 #include "results.h"
 
 enum { STAGES = LAB_DOMAINS * LAB_PASSES, WORKERS_MAX = 8, KEY_SIZE = 160 };
@@ -60,6 +61,7 @@ struct lab {
     uint32_t seed;                               /* of the order the corpora are in; 0: none */
     uint32_t range_end[LAB_DOMAINS][LAB_PASSES]; /* offset after the fresh segments of a pass */
     uint64_t *tokens_below[LAB_DOMAINS];         /* (range_end of the last pass + 1) sums of tokens */
+    struct own own;                              /* read when first wanted */
 };
 
 void lab_defaults(struct lab_config *out)
@@ -164,6 +166,7 @@ void lab_close(struct lab *lab)
         corpus_release(&lab->corpora[i]);
     for (uint32_t d = 0; d < LAB_DOMAINS; d++)
         free(lab->tokens_below[d]);
+    own_release(&lab->own);
     results_close(lab->results);
     engine_close(&lab->engine);
     free(lab);
@@ -178,8 +181,9 @@ const struct lab_config *lab_configuration(const struct lab *lab)
 
 void cell_text(const struct lab *lab, const struct cell *cell, char *out, size_t size)
 {
-    int n = snprintf(out, size, "%s %s %g %u %u", cell->kind == CELL_TRAIN ? "train" : "eval",
-                     cell->arm ? cell->arm->name : "base", cell->rate, cell->seed, cell->stage);
+    static const char *const kinds[] = {"train", "eval", "own"};
+    int n = snprintf(out, size, "%s %s %g %u %u", kinds[cell->kind], cell->arm ? cell->arm->name : "base", cell->rate,
+                     cell->seed, cell->stage);
     if (cell->kind == CELL_EVAL)
         snprintf(out + n, size - (size_t)n, " %s %s", lab->corpora[1 + cell->domain].name,
                  corpus_part_names[cell->part]);
@@ -579,6 +583,40 @@ static enum status evaluate(struct lab *lab, const struct cell *cell, const floa
     return results_add(lab->results, json, err);
 }
 
+bool lab_has_own_text(const struct lab *lab)
+{
+    char path[4096];
+    snprintf(path, sizeof path, "%s/own.jsonl", lab->config.text);
+    return access(path, R_OK) == 0;
+}
+
+static enum status measure_own(struct lab *lab, const struct cell *cell, const float *block, struct err *err)
+{
+    char key[KEY_SIZE], fingerprint[LIMIT_TEXT_BYTES];
+    double kl, begun = clock_s(), cpu = cpu_s();
+    enum status status = lab->own.n ? ST_OK : own_read(lab->config.text, &lab->engine, &lab->own, err);
+    if (status == ST_OK && lab->own.n == 0)
+        status = err_set(err, ST_NOT_FOUND, "%s/own.jsonl: no text of the base's own", lab->config.text);
+    if (status != ST_OK)
+        return status;
+    double *by_text = xcalloc(lab->own.n, sizeof *by_text);
+    json_t *parts = json_array();
+    status = own_score(&lab->own, &lab->engine, block, &kl, by_text, err);
+    for (uint32_t i = 0; i < lab->own.n && status == ST_OK; i++)
+        json_array_append_new(parts, json_real(round(by_text[i] * 1e8) / 1e8));
+    free(by_text);
+    if (status != ST_OK) {
+        json_decref(parts);
+        return status;
+    }
+    cell_text(lab, cell, key, sizeof key);
+    evaluator_fingerprint(lab->engine.evaluator, fingerprint, sizeof fingerprint);
+    json_t *json = json_pack("{s:s, s:f, s:o, s:f, s:f, s:s}", "cell", key, "kl", kl, "by_text", parts, "seconds",
+                             clock_s() - begun, "cpu_s", cpu_s() - cpu, "fingerprint", fingerprint);
+    CHECK(json != NULL);
+    return results_add(lab->results, json, err);
+}
+
 enum status lab_do(struct lab *lab, const struct cell *cell, const atomic_bool *cancel, struct err *err)
 {
     float *block = NULL;
@@ -592,6 +630,9 @@ enum status lab_do(struct lab *lab, const struct cell *cell, const atomic_bool *
     if (status == ST_OK && cell->kind == CELL_EVAL) {
         say_cell(lab, cell);
         status = evaluate(lab, cell, block, cancel, err);
+    } else if (status == ST_OK && cell->kind == CELL_OWN) {
+        say_cell(lab, cell);
+        status = measure_own(lab, cell, block, err);
     }
     free(block);
     return status;

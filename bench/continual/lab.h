@@ -6,6 +6,7 @@
  *
  *     train ARM RATE SEED STAGE                     stage by stage; the adapter goes to the work directory
  *     eval  ARM RATE SEED STAGE DOMAIN PART         losses of that adapter on one part of one domain's windows
+ *     own   ARM RATE SEED STAGE                     its KL from the base (own.h)
  *
  * The first line of a results file is the configuration: everything numeric that cells depend on, the base's and the
  * texts' digests included. Another configuration is another file. A cell that is in the file is not done again; an
@@ -54,7 +55,7 @@ struct arm {
 const struct arm *arm_at(uint32_t i); /* NULL past the end */
 const struct arm *arm_find(const char *name);
 
-enum cell_kind { CELL_TRAIN, CELL_EVAL };
+enum cell_kind { CELL_TRAIN, CELL_EVAL, CELL_OWN };
 struct cell {
     enum cell_kind kind;
     const struct arm *arm; /* NULL: the base (stage 0; rate and seed 0) */
@@ -73,6 +74,7 @@ bool lab_has(const struct lab *lab, const struct cell *cell);
  * `cancel` became true: nothing is written of what was in hand. */
 enum status lab_do(struct lab *lab, const struct cell *cell, const atomic_bool *cancel, struct err *err);
 void cell_text(const struct lab *lab, const struct cell *cell, char *out, size_t size);
+bool lab_has_own_text(const struct lab *lab); /* can cells of kind CELL_OWN be done? */
 /* Mean loss of an eval cell that is there; NAN when it is not. */
 double lab_loss(const struct lab *lab, const struct cell *cell);
 /* Digest of a stage's adapter in hex, "" when the cell is not there. For tests. */

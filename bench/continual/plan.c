@@ -75,6 +75,14 @@ static void sentinels(struct walk *w, struct cell cell, uint32_t stage)
     }
 }
 
+static void own(struct walk *w, struct cell cell, uint32_t stage)
+{
+    cell.kind = CELL_OWN;
+    cell.stage = stage;
+    if (lab_has_own_text(w->lab))
+        visit(w, cell);
+}
+
 /* Everything of one arm, rate and seed after a pass. A rate of 0 waits for its tuning. */
 static void whole_pass(struct walk *w, struct cell cell, uint32_t pass)
 {
@@ -85,6 +93,7 @@ static void whole_pass(struct walk *w, struct cell cell, uint32_t pass)
     row(w, cell, (pass + 1) * D, PART_AUDIT);
     peaks(w, cell, pass);
     sentinels(w, cell, (pass + 1) * D);
+    own(w, cell, (pass + 1) * D);
 }
 
 /* Mean loss of the tuning parts after pass 1; NAN while one is missing. */
