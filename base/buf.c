@@ -384,6 +384,15 @@ static enum status fsync_directory_of(const char *path, struct err *err)
     return ST_OK;
 }
 
+enum status file_mark_durable(const char *path, unsigned mode, struct err *err)
+{
+    int fd = open(path, O_WRONLY | O_CREAT | O_CLOEXEC | O_NOFOLLOW, mode);
+    if (fd < 0)
+        return err_set(err, errno == ENOSPC ? ST_NO_SPACE : ST_IO, "%s: cannot create: %s", path, strerror(errno));
+    close(fd);
+    return fsync_directory_of(path, err);
+}
+
 enum status file_write_durable(const char *path, const void *data, size_t len, unsigned mode, struct err *err)
 {
     struct buf tmp = {0};

@@ -81,6 +81,8 @@ void *xmemdup(const void *data, size_t len);
 
 /* Opens a regular file for reading. A directory, device or FIFO is ST_BAD_DATA at once: a FIFO would block, a device never end. */
 enum status file_open(const char *path, int *fd_out, struct err *err);
+/* Makes an empty file, or leaves the one that is there, in one step: killed, it leaves no other name behind. */
+enum status file_mark_durable(const char *path, unsigned mode, struct err *err);
 /* Reads a whole file of at most `bytes_max` (ST_LIMIT beyond). Appends to `out`. */
 enum status file_read(const char *path, size_t bytes_max, struct buf *out, struct err *err);
 /* Writes a whole file so that a crash leaves the old one or the new one: temporary name, fsync, rename, fsync of the

@@ -13,7 +13,6 @@
 #include "coordinator/tree.h"
 
 enum { INDEX_BYTES_MAX = 256 << 20 };
-static const char UNFINISHED[] = "unfinished"; /* in DEST.part: it is one */
 
 /* Every file of the directory but database, blobs and witness. */
 static const struct {
@@ -137,7 +136,8 @@ enum status backup_snapshot_drop(const char *dir, struct err *err)
 /* ---- the copy */
 
 struct copying {
-    char from[TREE_PATH_SIZE], part[TREE_PATH_SIZE];
+    char from[TREE_PATH_SIZE];
+    struct tree_stage stage;
     const char *dest;
     struct backup_index index, before;
     uint64_t total, done;
@@ -173,9 +173,9 @@ static enum status take_file(struct copying *c, struct backup_file *f, struct er
     bool linked = false;
     enum status st = tree_join(from, c->from, f->path, err);
     if (!st)
-        st = tree_join(to, c->part, f->path, err);
+        st = tree_join(to, c->stage.tree, f->path, err);
     if (!st)
-        st = tree_parents(c->part, f->path, err);
+        st = tree_parents(c->stage.tree, f->path, err);
     if (!st && before && before->bytes == f->bytes) {
         st = tree_copy(from, NULL, &f->digest, &f->bytes, err);
         if (!st && digest_eq(&before->digest, &f->digest))
@@ -210,37 +210,18 @@ static enum status look_at_dest(struct copying *c, struct err *err)
     return st;
 }
 
-static enum status begin_part(struct copying *c, struct err *err)
-{
-    char mark[TREE_PATH_SIZE];
-    enum status st = tree_join(mark, c->part, UNFINISHED, err);
-    if (!st && tree_exists(c->part) && !tree_exists(mark) && !tree_empty(c->part))
-        return err_set(err, ST_CONFLICT, "%s is in the way, and is no unfinished backup", c->part);
-    if (!st)
-        st = tree_remove(c->part, err);
-    if (!st)
-        st = tree_mkdir(c->part, err);
-    return st ? st : file_write_durable(mark, "", 0, 0600, err);
-}
-
-static enum status finish_part(struct copying *c, struct err *err)
+static enum status finish(struct copying *c, struct err *err)
 {
     char path[TREE_PATH_SIZE];
     struct buf text = {0};
-    enum status st = tree_sync_all(c->part, err);
+    enum status st = tree_sync_all(c->stage.tree, err);
     backup_index_put(&c->index, &text);
     if (!st)
-        st = tree_join(path, c->part, BACKUP_INDEX, err);
+        st = tree_join(path, c->stage.tree, BACKUP_INDEX, err);
     if (!st)
         st = file_write_durable(path, text.data, text.len, 0600, err);
-    if (!st)
-        st = tree_join(path, c->part, UNFINISHED, err);
-    if (!st)
-        st = tree_remove(path, err);
-    if (!st)
-        st = tree_sync(c->part, err);
     buf_release(&text);
-    return st ? st : tree_replace(c->part, c->dest, err);
+    return st ? st : tree_stage_end(&c->stage, c->dest, err);
 }
 
 enum status backup_begin(const char *dir, int *fd, struct err *err)
@@ -270,20 +251,18 @@ enum status backup_copy(const char *dir, const char *dest, backup_progress_fn pr
     c->index.created_s = clock_wall_s();
     if (!st)
         st = tree_join(c->from, dir, BACKUP_SNAPSHOT, err);
-    if (!st && snprintf(c->part, sizeof c->part, "%s.part", dest) >= (int)sizeof c->part)
-        st = err_set(err, ST_LIMIT, "%s: the path is too long", dest);
     if (!st)
         st = look_at_dest(c, err);
     if (!st)
         st = tree_each(c->from, list_file, c, err);
     if (!st)
-        st = begin_part(c, err);
+        st = tree_stage_begin(&c->stage, dest, "backup", err);
     if (c->index.n)
         qsort(c->index.files, c->index.n, sizeof *c->index.files, by_path);
     for (size_t i = 0; !st && i < c->index.n; i++)
         st = take_file(c, &c->index.files[i], err);
     if (!st)
-        st = finish_part(c, err);
+        st = finish(c, err);
     c->report.files = c->index.n;
     c->report.bytes = c->done;
     if (!st)

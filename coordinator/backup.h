@@ -4,7 +4,7 @@
  * database, every blob, every file of the directory. The coordinator makes it between two steps of its own (CONTROL_BACKUP;
  * no path ever travels); while nobody serves the directory, whoever has its lock does. The witness is copied before the
  * checkpoint is made, so the snapshot's database is at or ahead of it: all that was acknowledged before is in it. The copy:
- * DEST.part is filled from the snapshot, each byte hashed, each file synced, the index last; then it takes DEST's place in one
+ * DEST.part/tree is filled from the snapshot, each byte hashed, each file synced, the index last; then it takes DEST's place in one
  * rename. What an earlier backup in DEST holds unchanged is linked, not written again. A killed backup leaves a DEST that is
  * whole (the one before) or none, and a DEST.part that the next one clears away.
  *

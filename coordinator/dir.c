@@ -153,6 +153,7 @@ static enum status check_empty(const struct line_dir *dir, struct err *err)
 
 static enum status begin(struct line_dir *dir, struct err *err)
 {
+    char mark[DIR_PATH_SIZE];
     if (mkdir(dir->path, 0700) && errno != EEXIST)
         return err_set(err, ST_IO, "%s: %s", dir->path, strerror(errno));
     enum status st = exists(dir, UNFINISHED) ? ST_OK : check_empty(dir, err); /* before a lock is left in it */
@@ -167,8 +168,8 @@ static enum status begin(struct line_dir *dir, struct err *err)
     }
     st = check_empty(dir, err);
     if (!st)
-        st = line_dir_write(dir, UNFINISHED, "", 0, 0600, err);
-    return st;
+        st = line_dir_path(dir, UNFINISHED, mark, err);
+    return st ? st : file_mark_durable(mark, 0600, err);
 }
 
 enum status line_dir_finish(struct line_dir *dir, struct err *err)

@@ -21,11 +21,10 @@ enum {
     VERSION_JUMP = 1000, /* people read these */
     INDEX_BYTES_MAX = 256 << 20,
 };
-static const char UNFINISHED[] = "restore-unfinished"; /* in DIR.part: it is one */
 
 struct restoring {
     const struct restore_options *options;
-    char part[TREE_PATH_SIZE];
+    struct tree_stage stage;
     struct backup_index index;
     struct line_dir dir;
     struct blob_store *blobs;
@@ -63,9 +62,9 @@ static enum status copy_files(struct restoring *r, struct err *err)
         const struct backup_file *f = &r->index.files[i];
         st = tree_join(from, r->options->source, f->path, err);
         if (!st)
-            st = tree_join(to, r->part, f->path, err);
+            st = tree_join(to, r->stage.tree, f->path, err);
         if (!st)
-            st = tree_parents(r->part, f->path, err);
+            st = tree_parents(r->stage.tree, f->path, err);
         if (!st)
             st = tree_copy(from, to, &digest, &bytes, err);
         if (st == ST_NOT_FOUND)
@@ -275,26 +274,16 @@ static enum status jump(struct restoring *r, struct aliases *aliases, struct err
 
 static enum status begin(struct restoring *r, struct err *err)
 {
-    char mark[TREE_PATH_SIZE];
     const char *dir = r->options->dir;
     if (tree_exists(dir) && !tree_empty(dir))
         return err_set(err, ST_CONFLICT, "%s is not empty; choose another directory", dir);
-    if (snprintf(r->part, sizeof r->part, "%s.part", dir) >= (int)sizeof r->part)
-        return err_set(err, ST_LIMIT, "%s: the path is too long", dir);
-    enum status st = tree_join(mark, r->part, UNFINISHED, err);
-    if (!st && tree_exists(r->part) && !tree_exists(mark) && !tree_empty(r->part))
-        return err_set(err, ST_CONFLICT, "%s is in the way, and is no unfinished restore", r->part);
-    if (!st)
-        st = tree_remove(r->part, err);
-    if (!st)
-        st = tree_mkdir(r->part, err);
-    return st ? st : file_write_durable(mark, "", 0, 0600, err);
+    return tree_stage_begin(&r->stage, dir, "restore", err);
 }
 
 static enum status open_line(struct restoring *r, struct err *err)
 {
     char db[DIR_PATH_SIZE], witness[DIR_PATH_SIZE], blobs[DIR_PATH_SIZE];
-    enum status st = line_dir_open(r->part, &r->dir, err);
+    enum status st = line_dir_open(r->stage.tree, &r->dir, err);
     if (!st)
         st = line_dir_path(&r->dir, "db", db, err);
     if (!st)
@@ -319,13 +308,8 @@ static enum status close_line(struct restoring *r, struct err *err)
 
 static enum status finish(struct restoring *r, struct err *err)
 {
-    char mark[TREE_PATH_SIZE];
-    enum status st = tree_join(mark, r->part, UNFINISHED, err);
-    if (!st)
-        st = tree_remove(mark, err);
-    if (!st)
-        st = tree_sync_all(r->part, err);
-    return st ? st : tree_replace(r->part, r->options->dir, err);
+    enum status st = tree_sync_all(r->stage.tree, err);
+    return st ? st : tree_stage_end(&r->stage, r->options->dir, err);
 }
 
 enum status backup_restore(const struct restore_options *options, struct restore_report *report, struct err *err)
@@ -356,7 +340,7 @@ enum status backup_restore(const struct restore_options *options, struct restore
     if (!st)
         st = finish(r, err);
     if (st && begun)
-        tree_remove(r->part, NULL);
+        tree_stage_drop(&r->stage, NULL);
     r->report.line = r->index.line;
     r->report.created_s = r->index.created_s;
     if (!st)

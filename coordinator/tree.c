@@ -235,3 +235,35 @@ enum status tree_replace(const char *from, const char *to, struct err *err)
     }
     return st ? st : sync_parent(to, err);
 }
+
+enum status tree_stage_begin(struct tree_stage *stage, const char *dest, const char *what, struct err *err)
+{
+    if (snprintf(stage->part, sizeof stage->part, "%s.part", dest) >= (int)sizeof stage->part)
+        return err_set(err, ST_LIMIT, "%s: the path is too long", dest);
+    enum status st = tree_join(stage->mark, stage->part, "unfinished", err);
+    if (!st)
+        st = tree_join(stage->tree, stage->part, "tree", err);
+    if (st)
+        return st;
+    if (tree_exists(stage->part) && !tree_exists(stage->mark) && !tree_empty(stage->part))
+        return err_set(err, ST_CONFLICT, "%s is in the way, and is no unfinished %s", stage->part, what);
+    st = tree_mkdir(stage->part, err);
+    if (st)
+        return st;
+    st = file_mark_durable(stage->mark, 0600, err);
+    if (!st)
+        st = tree_remove(stage->tree, err);
+    return st ? st : tree_mkdir(stage->tree, err);
+}
+
+enum status tree_stage_end(const struct tree_stage *stage, const char *dest, struct err *err)
+{
+    enum status st = tree_replace(stage->tree, dest, err);
+    return st ? st : tree_stage_drop(stage, err);
+}
+
+enum status tree_stage_drop(const struct tree_stage *stage, struct err *err)
+{
+    enum status st = tree_remove(stage->tree, err);
+    return st ? st : tree_remove(stage->part, err);
+}

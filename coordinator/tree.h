@@ -32,4 +32,14 @@ enum status tree_each(const char *root, tree_each_fn each, void *user, struct er
  * system cannot exchange) none for an instant. */
 enum status tree_replace(const char *from, const char *to, struct err *err);
 
+/* A directory in the making: it grows in DEST.part/tree, beside a mark that says what DEST.part is, and is put in DEST's place
+ * when it is whole. The mark is the first there and the last to go: killed at any moment, the next one clears it away. */
+struct tree_stage {
+    char part[TREE_PATH_SIZE], mark[TREE_PATH_SIZE], tree[TREE_PATH_SIZE];
+};
+/* `what` it is, "backup", for the text of ST_CONFLICT: DEST.part is there, and is nobody's stage. */
+enum status tree_stage_begin(struct tree_stage *stage, const char *dest, const char *what, struct err *err);
+enum status tree_stage_end(const struct tree_stage *stage, const char *dest, struct err *err);
+enum status tree_stage_drop(const struct tree_stage *stage, struct err *err);
+
 #endif

@@ -37,17 +37,34 @@ def answers(line):
 
 
 def killed_backup(line):
-    """One that is killed at whatever point it has come to leaves the one before as it was."""
-    index = open(line.path("saved", "BACKUP")).read()
+    """One that is killed at whatever point it has come to leaves the one before, or is whole itself."""
     for i in range(4):
         p = subprocess.Popen([line.alluvium, "backup", line.path("saved"), "-C", line.path("line")], stdout=subprocess.DEVNULL,
                              stderr=subprocess.DEVNULL)
-        line.wait("it to have begun", lambda: p.poll() is not None or glob.glob(line.path("saved.part", "*")))
+        line.wait("it to have begun", lambda: p.poll() is not None or glob.glob(line.path("saved.part", "tree", "*")))
         time.sleep(0.001 * i)  # another point each time; wherever it is, the same must hold
         p.kill()
-        if p.wait() != 0:
-            expect(open(line.path("saved", "BACKUP")).read() == index, "a killed backup to leave the one before")
-        index = open(line.path("saved", "BACKUP")).read()
+        p.wait()
+        line.run("restore", line.path("saved"), "-C", line.path("tried"), "--json")  # checks every file
+        shutil.rmtree(line.path("tried"))
+
+
+def left_behind(line):
+    """What a kill leaves at each step of the making, and what somebody else put there."""
+    part = line.path("saved.part")
+    shutil.rmtree(part, ignore_errors=True)
+    for names in ([], ["unfinished"], ["unfinished", "tree"], ["unfinished", "tree", "tree/blobs", "tree/BACKUP"]):
+        os.mkdir(part)
+        for name in names:
+            os.mkdir(os.path.join(part, name)) if name.endswith(("tree", "blobs")) else open(os.path.join(part, name), "w").close()
+        line.run("backup", line.path("saved"), "-C", line.path("line"), "--json")
+        expect(not os.path.exists(part), f"{names} to be cleared away")
+    os.mkdir(part)
+    open(os.path.join(part, "mine"), "w").close()
+    refused = subprocess.run([line.alluvium, "backup", line.path("saved"), "-C", line.path("line")], capture_output=True, text=True)
+    expect(refused.returncode != 0 and "in the way" in refused.stderr, f"another's directory to be left alone: {refused.stderr}")
+    expect(os.path.exists(os.path.join(part, "mine")), "nothing of it to be removed")
+    shutil.rmtree(part)
 
 
 def main():
@@ -64,6 +81,7 @@ def main():
         first = json.loads(line.run("backup", line.path("saved"), "-C", line.path("line"), "--json"))
         expect(first["files"] > 12 and first["bytes"] == first["written_bytes"], f"a backup: {first}")
         killed_backup(line)
+        left_behind(line)
         second = json.loads(line.run("backup", line.path("saved"), "-C", line.path("line"), "--json"))
         expect(second["written_bytes"] < second["bytes"], f"what has not changed to be linked: {second}")
         expect(not os.path.exists(line.path("saved.part")) and not os.path.exists(line.path("line", "snapshot")), "nothing to be left beside it")
