@@ -344,7 +344,7 @@ static enum status run_train(const struct options *o, struct args *args, struct 
         goto finish;
     args->vocab_size = base_arch(engine.base)->vocab_size;
     trainer_defaults(&lora.shape, &config);
-    config.objective = (struct objective){(enum objective_kind)args->objective, args->beta};
+    config.objective = (struct objective){.kind = (enum objective_kind)args->objective, .beta = args->beta};
     config.lr = (float)args->lr;
     config.clip = (float)args->clip;
     config.weight_decay = (float)args->weight_decay;

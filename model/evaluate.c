@@ -23,8 +23,11 @@ void evaluator_defaults(const struct adapter_shape *shape, struct evaluator_conf
 
 static struct transformer_config transformer_config_of(const struct evaluator_config *c)
 {
-    return (struct transformer_config){ops_of(c->ops), c->shape, c->rows_max,    c->seq_max,
-                                       c->threads,     false,    CHECKPOINT_NONE};
+    return (struct transformer_config){.ops = ops_of(c->ops),
+                                       .shape = c->shape,
+                                       .rows_max = c->rows_max,
+                                       .seq_max = c->seq_max,
+                                       .threads = c->threads};
 }
 
 enum status evaluator_plan(const struct arch *arch, const struct evaluator_config *config, uint64_t *bytes,

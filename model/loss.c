@@ -4,7 +4,7 @@
 static const uint64_t PIECE_BYTES = 64u << 20;
 enum { PIECE_ROWS_MIN = 32, PIECE_ROWS_MAX = 512 };
 
-void loss_layout(struct loss *loss, const struct arch *arch, uint32_t rows_max, struct arena *arena)
+void loss_layout(struct loss *loss, const struct arch *arch, uint32_t rows_max, bool distil, struct arena *arena)
 {
     uint64_t rows = PIECE_BYTES / (arch->vocab_size * sizeof(real));
     rows = rows < PIECE_ROWS_MIN ? PIECE_ROWS_MIN : rows > PIECE_ROWS_MAX ? PIECE_ROWS_MAX : rows;
@@ -16,6 +16,11 @@ void loss_layout(struct loss *loss, const struct arch *arch, uint32_t rows_max, 
     loss->targets = arena_take(arena, piece * sizeof *loss->targets);
     loss->nll = arena_take(arena, piece * sizeof *loss->nll);
     loss->teacher = arena_take(arena, piece * sizeof *loss->teacher);
+    if (distil) {
+        loss->distilled = arena_take(arena, piece * sizeof *loss->distilled);
+        loss->parent_logits = arena_reals(arena, (uint64_t)LOSS_PARENT_ROWS * arch->vocab_size);
+        loss->parent_nll = arena_take(arena, LOSS_PARENT_ROWS * sizeof *loss->parent_nll);
+    }
 }
 
 static void head(const struct loss *loss, const struct weights *w, real *logits, const real *x, uint32_t n)
@@ -32,9 +37,38 @@ static void head(const struct loss *loss, const struct weights *w, real *logits,
     }
 }
 
-static void run_piece(const struct loss *loss, const struct weights *w, real *dx, const real *x,
-                      enum objective_kind kind, real grad_scale, uint32_t n)
+/* The gradient g (p - text) of the distilled rows of a piece becomes g (p - (1 - d) text - d q), q the parent's predictions: less
+ * d g (q - text), which is the gradient of the parent's own cross-entropy. Returns the rows of `parent` that were used. */
+static size_t distil(const struct loss *loss, const struct weights *w, const real *parent, real scale, uint32_t n)
 {
+    size_t C = w->arch.d_model, V = w->arch.vocab_size, used = 0;
+    uint32_t rows[LOSS_PARENT_ROWS], targets[LOSS_PARENT_ROWS];
+    for (uint32_t i = 0; i < n;) {
+        uint32_t k = 0;
+        for (; i < n && k < LOSS_PARENT_ROWS; i++)
+            if (loss->distilled[i])
+                rows[k] = i, targets[k++] = loss->targets[i];
+        if (!k)
+            break;
+        head(loss, w, loss->parent_logits, parent + used * C, k);
+        loss->ops->cross_entropy(loss->pool, loss->parent_nll, loss->parent_logits, targets, k, (uint32_t)V, scale);
+        for (uint32_t j = 0; j < k; j++) {
+            real *g = loss->logits + rows[j] * V;
+            const real *q = loss->parent_logits + j * V;
+            for (size_t v = 0; v < V; v++)
+                g[v] -= q[v];
+        }
+        used += k;
+    }
+    return used;
+}
+
+/* Returns the rows of `parent` that were used. */
+static size_t run_piece(const struct loss *loss, const struct weights *w, real *dx, const real *x, const real *parent,
+                        const struct objective *objective, real grad_scale, uint32_t n)
+{
+    enum objective_kind kind = objective->kind;
+    size_t used = 0;
     uint32_t C = w->arch.d_model, V = w->arch.vocab_size;
     head(loss, w, loss->logits, x, n);
     if (kind == OBJECTIVE_KL)
@@ -42,13 +76,16 @@ static void run_piece(const struct loss *loss, const struct weights *w, real *dx
     else
         loss->ops->cross_entropy(loss->pool, loss->nll, loss->logits, loss->targets, n, V, dx ? grad_scale : 0);
     if (!dx)
-        return;
+        return 0;
+    if (parent)
+        used = distil(loss, w, parent, (real)objective->distil * grad_scale, n);
     if (loss->ops->packed)
         loss->ops->frozen_dx(loss->pool, (struct activation){dx, false}, NULL, (struct activation){loss->logits, false},
                              &w->head, &(struct low_rank){0}, n, V, C);
     else
         loss->ops->linear_dx(loss->pool, dx, C, loss->logits, V, w->head.rows, C, n, V, C, 1, false);
     loss->ops->rmsnorm_dx(loss->pool, dx, C, dx, C, x, C, w->out_norm, n, 1, C, (real)w->arch.rms_eps, false);
+    return used;
 }
 
 /* The weight of a pair is known when both its samples have been through the head: only then their rows get it. */
@@ -67,20 +104,26 @@ static void weigh(const struct weights *w, real *dx, const struct packed *packed
     }
 }
 
-void loss_run(const struct loss *loss, const struct weights *w, real *dx, const real *x, const struct packed *packed,
-              const struct objective *objective, real grad_scale, double *nll, uint32_t *n_targets)
+void loss_run(const struct loss *loss, const struct weights *w, real *dx, const real *x, const real *parent,
+              const struct packed *packed, const struct objective *objective, real grad_scale, double *nll,
+              uint32_t *n_targets)
 {
     size_t C = w->arch.d_model, done = 0;
-    uint32_t row = 0, sample = 0;
+    uint32_t row = 0, sample = 0, at = 0; /* at: the sample of `row` */
     while (done < packed->n_targets) {
         uint32_t n = 0;
         for (; row < packed->n_rows && n < loss->piece_rows; row++)
             if (packed->mask[row]) {
                 loss->rows[n] = row;
                 loss->teacher[n] = packed->teacher ? packed->teacher[row] : NULL;
+                while (row >= packed->cu_seqlens[at + 1])
+                    at++;
+                if (parent)
+                    loss->distilled[n] = packed->distilled[at];
                 loss->targets[n++] = packed->targets[row];
             }
-        run_piece(loss, w, dx ? dx + done * C : NULL, x + done * C, objective->kind, grad_scale, n);
+        size_t used = run_piece(loss, w, dx ? dx + done * C : NULL, x + done * C, parent, objective, grad_scale, n);
+        parent = parent ? parent + used * C : NULL;
         done += n;
         for (uint32_t i = 0; i < n; i++) {
             while (loss->rows[i] >= packed->cu_seqlens[sample + 1])

@@ -16,6 +16,7 @@ struct trainer {
     struct arena arena;
     size_t n;            /* floats of the adapter */
     float *block, *grad; /* (n) */
+    float *parent;       /* (n) where training began, when the objective distils */
     struct optimizer optimizer;
     double *nll; /* (nll_cap) used when the caller wants none */
     uint32_t *n_targets;
@@ -61,6 +62,9 @@ static enum status check_config(const struct trainer_config *c, struct err *err)
         return err_set(err, ST_USAGE, "unknown objective %d", (int)c->objective.kind);
     if (c->objective.kind == OBJECTIVE_DPO && !(c->objective.beta > 0 && c->objective.beta <= 100))
         return err_set(err, ST_USAGE, "dpo: beta must be above 0 and at most 100, not %g", c->objective.beta);
+    if (!(c->objective.distil >= 0 && c->objective.distil <= 1) ||
+        (c->objective.distil > 0 && c->objective.kind != OBJECTIVE_LM))
+        return err_set(err, ST_USAGE, "distil must be 0 to 1, and is of the objective lm alone");
     if (c->objective.kind == OBJECTIVE_DPO && c->seq_max > c->rows_max / 2)
         return err_set(err, ST_USAGE, "dpo: a micro-batch of %u rows does not hold two samples of %u", c->rows_max,
                        c->seq_max);
@@ -75,14 +79,15 @@ static uint32_t longest_unit(const struct trainer_config *c)
 
 static struct transformer_config transformer_config_of(const struct trainer_config *c)
 {
-    return (struct transformer_config){ops_of(c->ops), c->shape, c->rows_max,  c->seq_max,
-                                       c->threads,     true,     c->checkpoint};
+    return (struct transformer_config){ops_of(c->ops), c->shape, c->rows_max,   c->seq_max,
+                                       c->threads,     true,     c->checkpoint, c->objective.distil > 0};
 }
 
 static void layout(struct trainer *t, struct arena *arena)
 {
     t->block = arena_reals(arena, t->n);
     t->grad = arena_reals(arena, t->n);
+    t->parent = t->config.objective.distil > 0 ? arena_reals(arena, t->n) : NULL;
     t->optimizer.m = arena_reals(arena, t->n);
     t->optimizer.v = arena_reals(arena, t->n);
 }
@@ -98,7 +103,7 @@ enum status trainer_plan(const struct arch *arch, const struct trainer_config *c
     st = transformer_plan(arch, &c, &plan.activations, &plan.scratch, err);
     if (st != ST_OK)
         return st;
-    struct trainer t = {.n = adapter_floats(&config->shape)};
+    struct trainer t = {.config = *config, .n = adapter_floats(&config->shape)};
     struct arena arena = {0};
     layout(&t, &arena);
     plan.adapter = arena.used;
@@ -199,6 +204,8 @@ void trainer_free(struct trainer *trainer)
 void trainer_set_adapter(struct trainer *trainer, const float *block)
 {
     memcpy(trainer->block, block, trainer->n * sizeof *block);
+    if (trainer->parent)
+        memcpy(trainer->parent, block, trainer->n * sizeof *block);
     optimizer_reset(&trainer->optimizer);
 }
 
@@ -279,6 +286,8 @@ enum status trainer_step(struct trainer *trainer, const struct packed *batches, 
     }
     if (r.n_targets) {
         for (uint32_t b = 0, at = 0; b < n_batches; at += batches[b++].n_samples) {
+            if (trainer->parent)
+                transformer_teach(trainer->transformer, trainer->parent, &batches[b]);
             transformer_run(trainer->transformer, trainer->block, trainer->grad, &batches[b], objective,
                             1 / (float)count, trainer->nll + at, trainer->n_targets + at);
             r.loss += objective_sum(objective, &batches[b], trainer->nll + at);

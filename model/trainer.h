@@ -66,7 +66,8 @@ enum status trainer_new(const struct weights *weights, const struct trainer_conf
                         struct err *err);
 void trainer_free(struct trainer *trainer);
 
-/* Copies the factors (adapter_floats() of them) and starts the optimiser afresh: moments zero, step 0. */
+/* Copies the factors (adapter_floats() of them) and starts the optimiser afresh: moments zero, step 0. They are the parent that an
+ * objective distils from. */
 void trainer_set_adapter(struct trainer *trainer, const float *block);
 const float *trainer_adapter(const struct trainer *trainer);  /* valid until trainer_free(); changed by each step */
 const float *trainer_gradient(const struct trainer *trainer); /* of the last step, after clipping; same layout */

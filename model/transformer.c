@@ -32,6 +32,8 @@ struct transformer {
     uint32_t n_picked;
     real *att_picked;        /* (n_picked, H*D) attention's output in the last layer */
     real *x_out;             /* (n_picked, C) after the last layer */
+    real *x_parent;          /* (n_taught, C) the same of the parent, with distillation */
+    uint32_t n_taught;       /* 0: nothing is distilled */
     void *normed;            /* (M, C) activations */
     void *hidden;            /* (M, F) activations: silu(gate) * up */
     real *dx, *dn;           /* (M, C) gradients of the residual stream and of a norm's output */
@@ -73,10 +75,11 @@ static uint64_t layout(struct transformer *t, const struct arch *a, struct arena
     uint64_t M = c->rows_max, C = a->d_model, D = a->head_dim, H = a->n_heads, K = a->n_kv_heads;
     t->loss.ops = c->ops;
     lora_layout(&t->lora, c->ops, a, &c->shape, c->rows_max, arena);
-    loss_layout(&t->loss, a, c->rows_max, arena);
+    loss_layout(&t->loss, a, c->rows_max, c->distil, arena);
     t->picked = arena_take(arena, M * sizeof *t->picked);
     t->att_picked = arena_reals(arena, M * H * D);
     t->x_out = arena_reals(arena, M * C);
+    t->x_parent = c->distil ? arena_reals(arena, M * C) : NULL;
     t->normed = activations(t, arena, M * C);
     t->hidden = activations(t, arena, M * a->d_ff);
     if (c->train) {
@@ -375,6 +378,48 @@ static void backward_attention(struct transformer *t, uint32_t l, const real *bl
     ops->rmsnorm_dx(t->pool, t->dx, C, t->dn, C, s->x, C, w->attn_norm, M, 1, C, eps, true);
 }
 
+static void pick_targets(struct transformer *t, const struct packed *packed)
+{
+    t->n_picked = 0;
+    for (uint32_t m = 0; m < packed->n_rows; m++)
+        if (packed->mask[m])
+            t->picked[t->n_picked++] = m;
+}
+
+/* The distilled samples of a batch as one of their own; borrows nothing. */
+static void pack_distilled(const struct packed *from, struct packed *out)
+{
+    *out = (struct packed){.tokens = xcalloc((size_t)from->n_rows + 1, sizeof *out->tokens),
+                           .mask = xcalloc((size_t)from->n_rows + 1, sizeof *out->mask),
+                           .cu_seqlens = xcalloc((size_t)from->n_samples + 1, sizeof *out->cu_seqlens)};
+    for (uint32_t s = 0; s < from->n_samples; s++) {
+        uint32_t begin = from->cu_seqlens[s], n = from->cu_seqlens[s + 1] - begin;
+        if (!from->distilled[s])
+            continue;
+        memcpy(out->tokens + out->n_rows, from->tokens + begin, n * sizeof *out->tokens);
+        memcpy(out->mask + out->n_rows, from->mask + begin, n * sizeof *out->mask);
+        out->n_rows += n;
+        out->cu_seqlens[++out->n_samples] = out->n_rows;
+    }
+}
+
+void transformer_teach(struct transformer *t, const real *parent, const struct packed *packed)
+{
+    struct packed few;
+    CHECK(t->config.distil && packed->n_rows <= t->config.rows_max);
+    t->n_taught = 0;
+    if (!packed->distilled)
+        return;
+    pack_distilled(packed, &few);
+    pick_targets(t, &few);
+    if (t->n_picked) {
+        forward(t, parent, &few);
+        memcpy(t->x_parent, t->x_out, (size_t)t->n_picked * t->w->arch.d_model * sizeof(real));
+        t->n_taught = t->n_picked;
+    }
+    packed_release(&few);
+}
+
 void transformer_run(struct transformer *t, const real *block, real *grad, const struct packed *packed,
                      const struct objective *objective, real grad_scale, double *nll, uint32_t *n_targets)
 {
@@ -382,12 +427,11 @@ void transformer_run(struct transformer *t, const real *block, real *grad, const
     CHECK(!grad || (block && t->config.train));
     if (!packed->n_targets)
         return;
-    t->n_picked = 0;
-    for (uint32_t m = 0; m < packed->n_rows; m++)
-        if (packed->mask[m])
-            t->picked[t->n_picked++] = m;
+    pick_targets(t, packed);
     forward(t, block, packed);
-    loss_run(&t->loss, t->w, grad ? t->dx : NULL, t->x_out, packed, objective, grad_scale, nll, n_targets);
+    loss_run(&t->loss, t->w, grad ? t->dx : NULL, t->x_out, grad && t->n_taught ? t->x_parent : NULL, packed, objective,
+             grad_scale, nll, n_targets);
+    t->n_taught = 0;
     if (!grad)
         return;
     uint32_t M = packed->n_rows, last = t->w->arch.n_layers - 1;

@@ -35,6 +35,7 @@ struct transformer_config {
     uint32_t rows_max, seq_max, threads;
     bool train;
     enum checkpoint checkpoint; /* when training */
+    bool distil;                /* when training: transformer_teach() will be called */
 };
 
 struct transformer;
@@ -56,6 +57,10 @@ enum status transformer_accepts(const struct transformer *t, const struct packed
  * must be one that transformer_accepts() and objective_accepts(). */
 void transformer_run(struct transformer *t, const real *block, real *grad, const struct packed *packed,
                      const struct objective *objective, real grad_scale, double *nll, uint32_t *n_targets);
+
+/* Reads the batch's distilled samples with the parent's factors. The next transformer_run() must be of the same batch, with a
+ * gradient: what they predict goes into its objective. */
+void transformer_teach(struct transformer *t, const real *parent, const struct packed *packed);
 
 /* logits (n, V) at some rows of an accepted batch; n <= rows_max */
 void transformer_logits(struct transformer *t, const real *block, const struct packed *packed, const uint32_t *rows,

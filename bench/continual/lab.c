@@ -37,6 +37,8 @@ static const struct arm arms[] = {
     {"replay25-mlp", RATIO(200, 50), .workers = 1, .rounds = 1, .step_factor = 1,
      .targets = 1 << LORA_GATE | 1 << LORA_UP | 1 << LORA_DOWN, .coding = DELTA_F32,
      .what = "replay25 with adapters on gate, up and down alone"},
+    {"replay25-distil", PLAIN, RATIO(200, 50), .distil_permille = 500,
+     .what = "replay25, replayed text half from itself, half from the parent's predictions"},
 };
 
 const struct arm *arm_at(uint32_t i)
@@ -348,6 +350,7 @@ static void make_lease(const struct lab *lab, const struct cell *cell, uint32_t 
     b->train.anchor_permille = arm->anchor_permille, b->train.history_permille = arm->history_permille;
     b->train.sample_k = c->sample_k;
     b->train.delta_coding = arm->coding;
+    b->train.distil_permille = arm->distil_permille;
     for (uint32_t i = 0; i <= D; i++) {
         Alv__DomainView *view = b->view_list[i] = &b->views[i];
         uint32_t from = lab->corpora[0].n_train, to;

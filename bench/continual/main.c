@@ -1,10 +1,11 @@
 /* bench_continual: does it keep what it knew while it learns? Real domains one after another, then in another order.
  *
  *     bench_continual [--base GGUF|DIR] [--text DIR] [--work DIR] [--results FILE] [--fresh TOKENS] [--cells N] [--plan]
+ *                     [--arm NAME --rate RATE --seed N]
  *
  * Does the cells of plan.c that the results file does not hold yet, one after the other, and may be interrupted at any
  * moment: TERM or INT drops the cell in hand (minutes), STOP and CONT pause. --cells N ends after N cells, --plan
- * only says how many are done. One thread. The text is that of scripts/fetch-text; bench/continual/report makes the
+ * only says how many are done; --arm does pass 1 of one run instead. One thread. The text is that of scripts/fetch-text; bench/continual/report makes the
  * page and the pictures from results files. */
 #include <signal.h>
 #include <stdio.h>
@@ -25,6 +26,9 @@ static void on_signal(int signal_number)
 struct args {
     struct lab_config config;
     unsigned long cells;
+    const char *arm;
+    double rate;
+    uint32_t seed;
     bool plan;
 };
 
@@ -48,17 +52,28 @@ static bool parse(struct args *a, int argc, char **argv)
             a->config.results = value;
         else if (!strcmp(name, "--fresh"))
             a->config.fresh_tokens = (uint32_t)strtoul(value, NULL, 10);
+        else if (!strcmp(name, "--arm"))
+            a->arm = value;
+        else if (!strcmp(name, "--rate"))
+            a->rate = strtod(value, NULL);
+        else if (!strcmp(name, "--seed"))
+            a->seed = (uint32_t)strtoul(value, NULL, 10);
         else if (!strcmp(name, "--cells"))
             a->cells = strtoul(value, NULL, 10);
         else
             return false;
     }
-    return a->config.fresh_tokens > 0;
+    return a->config.fresh_tokens > 0 && (!a->arm || (arm_find(a->arm) && a->rate > 0 && a->seed > 0));
+}
+
+static bool next(const struct args *a, const struct lab *lab, struct cell *cell)
+{
+    return a->arm ? plan_next_of(lab, a->arm, a->rate, a->seed, cell) : plan_next(lab, cell);
 }
 
 int main(int argc, char **argv)
 {
-    struct args args = {.cells = (unsigned long)-1};
+    struct args args = {.cells = (unsigned long)-1, .rate = 1e-3, .seed = 1};
     struct lab *lab;
     struct err err;
     struct cell cell;
@@ -71,7 +86,7 @@ int main(int argc, char **argv)
     if (!parse(&args, argc, argv)) {
         fprintf(stderr,
                 "usage: bench_continual [--base PATH] [--text DIR] [--work DIR] [--results FILE] [--fresh TOKENS] "
-                "[--cells N] [--plan]\n");
+                "[--cells N] [--plan] [--arm NAME --rate RATE --seed N]\n");
         return 2;
     }
     hash_start();
@@ -80,7 +95,7 @@ int main(int argc, char **argv)
     sigaction(SIGINT, &action, NULL);
     enum status status = lab_open(&args.config, &lab, &err);
     if (status == ST_OK) {
-        while (!args.plan && status == ST_OK && args.cells-- > 0 && plan_next(lab, &cell))
+        while (!args.plan && status == ST_OK && args.cells-- > 0 && next(&args, lab, &cell))
             status = lab_do(lab, &cell, &cancel, &err);
         plan_count(lab, &done, &all);
         printf("%u of %u cells are done\n", done, all);

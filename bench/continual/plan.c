@@ -140,11 +140,13 @@ static void tune(struct walk *w, const char *arm)
     }
 }
 
-static void all_rows(struct walk *w, struct cell cell)
+/* The matrix's rows after every stage of a pass: a round's differences, for bench_gate. */
+static void all_rows(struct walk *w, struct cell cell, uint32_t pass)
 {
+    uint32_t D = lab_configuration(w->lab)->n_domains;
     if (cell.rate == TUNED)
         return;
-    for (uint32_t stage = 1; stage <= LAB_PASSES * lab_configuration(w->lab)->n_domains; stage++)
+    for (uint32_t stage = pass * D + 1; stage <= (pass + 1) * D; stage++)
         row(w, cell, stage, PART_AUDIT);
 }
 
@@ -168,8 +170,10 @@ static void walk(struct walk *w)
     /* Every arm its own rate. */
     for (int i = 0; i < 3; i++)
         tune(w, first[i]);
-    for (int i = 0; i < 3; i++)
+    for (int i = 0; i < 2; i++)
         whole_pass(w, cell_of(w, first[i], TUNED, 1), 0);
+    all_rows(w, cell_of(w, "replay25", TUNED, 1), 0);
+    whole_pass(w, cell_of(w, "joint", TUNED, 1), 0);
     for (int i = 0; i < 3; i++) {
         tune(w, second[i]);
         whole_pass(w, cell_of(w, second[i], TUNED, 1), 0);
@@ -193,8 +197,10 @@ static void walk(struct walk *w)
             whole_pass(w, cell_of(w, third[i], TUNED, seed), 0);
     }
     for (uint32_t seed = 1; seed <= SEEDS; seed++) {
-        all_rows(w, cell_of(w, "floor", TUNED, seed));
-        all_rows(w, cell_of(w, "replay25", TUNED, seed));
+        for (uint32_t pass = 0; pass < LAB_PASSES; pass++) {
+            all_rows(w, cell_of(w, "floor", TUNED, seed), pass);
+            all_rows(w, cell_of(w, "replay25", TUNED, seed), pass);
+        }
     }
 }
 
@@ -223,6 +229,14 @@ bool plan_next(const struct lab *lab, struct cell *out)
     struct search search = {lab, out};
     struct walk w = {lab, find_missing, &search, false};
     walk(&w);
+    return w.over;
+}
+
+bool plan_next_of(const struct lab *lab, const char *arm, double rate, uint32_t seed, struct cell *out)
+{
+    struct search search = {lab, out};
+    struct walk w = {lab, find_missing, &search, false};
+    whole_pass(&w, cell_of(&w, arm, rate, seed), 0);
     return w.over;
 }
 

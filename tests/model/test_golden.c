@@ -125,7 +125,7 @@ static void check_logits(const struct weights *w, const struct adapter_shape *sh
                          const float *block, const struct packed *packed, const float *want)
 {
     struct err err;
-    struct transformer_config config = {ops_of(kind), *shape, 64, 32, 2, false, CHECKPOINT_NONE};
+    struct transformer_config config = {ops_of(kind), *shape, 64, 32, 2, false, CHECKPOINT_NONE, false};
     struct transformer *t;
     REQUIRE(EXPECT_ST(transformer_new(w, &config, &t, &err), ST_OK, &err));
     uint32_t rows[64], V = w->arch.vocab_size;
@@ -262,7 +262,7 @@ static void test_objectives(void)
         EXPECT_EQ(pack_pairs(toy.samples, SAMPLES, 64, &packed), SAMPLES);
         packed.reference = reference;
         for (int ops = OPS_REF; ops <= OPS_DNNL; ops++)
-            check_objective(w, &(struct objective){OBJECTIVE_DPO, 0.3}, (enum ops_kind)ops, &packed,
+            check_objective(w, &(struct objective){.kind = OBJECTIVE_DPO, .beta = 0.3}, (enum ops_kind)ops, &packed,
                             floats(&g, "dpo", 1), floats(&g, "dpo_grad", n));
         packed_release(&packed);
         weights_free(w);

@@ -149,11 +149,86 @@ static void check_gradients(const char *what, const struct arch *arch, uint32_t 
     check_gradients_of(what, arch, targets, toy_batch(), &lm);
 }
 
+/* sum over targets of (1 - d) nll(text) + d nll(parent's predictions), from logits alone */
+static double distilled_loss(struct transformer *t, const real *block, const real *parent, const struct packed *p,
+                             double d)
+{
+    real logits[12 * VOCAB], of_parent[12 * VOCAB];
+    uint32_t rows[12] = {0}, n = 0, s = 0;
+    double sum = 0;
+    for (uint32_t m = 0; m < p->n_rows; m++)
+        if (p->mask[m])
+            rows[n++] = m;
+    transformer_logits(t, block, p, rows, n, logits);
+    transformer_logits(t, parent, p, rows, n, of_parent);
+    for (uint32_t i = 0; i < n; i++) {
+        const real *x = logits + i * VOCAB, *y = of_parent + i * VOCAB;
+        double zx = 0, zy = 0, cross = 0;
+        for (uint32_t v = 0; v < VOCAB; v++)
+            zx += exp(x[v]), zy += exp(y[v]);
+        for (uint32_t v = 0; v < VOCAB; v++)
+            cross += exp(y[v]) / zy * (log(zx) - x[v]);
+        while (rows[i] >= p->cu_seqlens[s + 1])
+            s++;
+        double text = log(zx) - x[p->targets[rows[i]]];
+        sum += p->distilled[s] ? (1 - d) * text + d * cross : text;
+    }
+    return sum;
+}
+
+static void test_gradients_of_distillation(void)
+{
+    static const bool distilled[N_SAMPLES] = {true, false, false, true}, none[N_SAMPLES] = {0};
+    const struct objective o = {.kind = OBJECTIVE_LM, .distil = 0.7};
+    struct weights *w = random_weights(&toy_llama, 11);
+    struct transformer_config config = {
+        .ops = &ops_ref, .rows_max = 12, .seq_max = 6, .threads = 1, .train = true, .distil = true};
+    struct packed packed = toy_batch();
+    struct transformer *t;
+    struct err err;
+    struct rng rng;
+    EXPECT_ST(adapter_shape_of(&toy_llama, 2, 3, LORA_ALL, &config.shape, &err), ST_OK, &err);
+    REQUIRE(EXPECT_ST(transformer_new(w, &config, &t, &err), ST_OK, &err));
+    size_t n = adapter_floats(&config.shape);
+    real *block = xcalloc(n, sizeof *block), *parent = xcalloc(n, sizeof *parent), *grad = xcalloc(n, sizeof *grad),
+         *plain = xcalloc(n, sizeof *plain);
+    double nll[N_SAMPLES] = {0}, again[N_SAMPLES] = {0}, worst = 0, norm = 0;
+    uint32_t counts[N_SAMPLES] = {0};
+    rng_seed(&rng, 5);
+    fill(&rng, block, n, 0.3, 0);
+    fill(&rng, parent, n, 0.3, 0);
+    packed.distilled = distilled;
+    transformer_teach(t, parent, &packed);
+    transformer_run(t, block, grad, &packed, &o, 0.5, nll, counts);
+    for (size_t i = 0; i < n; i++) {
+        const double h = 1e-5, old = block[i];
+        block[i] = old + h;
+        double up = distilled_loss(t, block, parent, &packed, o.distil);
+        block[i] = old - h;
+        double down = distilled_loss(t, block, parent, &packed, o.distil);
+        block[i] = old;
+        worst = fmax(worst, fabs(grad[i] - 0.5 * (up - down) / (2 * h)));
+        norm = fmax(norm, fabs(grad[i]));
+    }
+    EXPECT(norm > 1e-3 && worst < 1e-7 * (1 + norm));
+    transformer_run(t, block, plain, &packed, &o, 0.5, again, counts); /* nobody taught: the text alone */
+    EXPECT(memcmp(plain, grad, n * sizeof *grad) != 0 && !memcmp(nll, again, sizeof nll)); /* losses stay the text's */
+    memset(grad, 0, n * sizeof *grad);
+    packed.distilled = none;
+    transformer_teach(t, parent, &packed);
+    transformer_run(t, block, grad, &packed, &o, 0.5, again, counts);
+    EXPECT(!memcmp(plain, grad, n * sizeof *grad));
+    packed_release(&packed);
+    transformer_free(t);
+    weights_free(w);
+    free(block), free(parent), free(grad), free(plain);
+}
+
 static void test_gradients_of_each_objective(void)
 {
     static const uint8_t answer[7] = {0, 0, 0, 1, 1, 1, 1};
     static const double reference[N_SAMPLES] = {-9, -12, -3, -4};
-    const struct objective dpo = {OBJECTIVE_DPO, 0.3}, kl = {.kind = OBJECTIVE_KL};
+    const struct objective dpo = {.kind = OBJECTIVE_DPO, .beta = 0.3}, kl = {.kind = OBJECTIVE_KL};
     uint32_t tokens[16];
     struct packed pairs, packed = toy_batch();
     real logits[12][VOCAB];
@@ -185,7 +260,7 @@ static void test_gradients_of_each_objective(void)
 /* A pair is never torn apart, and what is not whole is refused. */
 static void test_pairs(void)
 {
-    const struct objective dpo = {OBJECTIVE_DPO, 0.3};
+    const struct objective dpo = {.kind = OBJECTIVE_DPO, .beta = 0.3};
     static const double reference[3] = {-1, -2, NAN};
     static const uint8_t none[3] = {1, 0, 0}; /* the first token is no target */
     uint32_t tokens[7] = {1, 2, 3, 4, 5, 6, 7};
@@ -321,6 +396,7 @@ int main(void)
     RUN(test_gradients_of_each_switch);
     RUN(test_gradients_of_each_module);
     RUN(test_gradients_of_each_objective);
+    RUN(test_gradients_of_distillation);
     RUN(test_pairs);
     RUN(test_packed_is_one_by_one);
     RUN(test_refusals);

@@ -111,6 +111,33 @@ static void test_same_lease_same_bytes(void)
     engine_close(&engine);
 }
 
+/* What is replayed learns from the parent as well: another delta, the same one each time. */
+static void test_distilled_lease(void)
+{
+    struct engine engine;
+    struct train_result plain = {0}, first = {0}, again = {0};
+    struct err err;
+    struct view *view = new_view();
+    Alv__Lease *lease = toy_lease();
+    engine_up(&engine, OPS_BLAS, 1);
+    EXPECT_ST(train(&engine, view, lease, &never, &plain, &err), ST_OK, &err);
+    lease = toy_lease();
+    lease->train->distil_permille = 500;
+    EXPECT_ST(train(&engine, view, lease, &never, &first, &err), ST_OK, &err);
+    EXPECT(first.delta.len == plain.delta.len && memcmp(first.delta.data, plain.delta.data, plain.delta.len) != 0);
+    EXPECT(first.first_losses.len == plain.first_losses.len); /* of the text, whatever is learnt */
+    EXPECT_EQ(first.target_tokens, plain.target_tokens);
+    EXPECT_ST(train(&engine, view, lease, &never, &again, &err), ST_OK, &err);
+    EXPECT(again.delta.len == first.delta.len && memcmp(again.delta.data, first.delta.data, first.delta.len) == 0);
+    train_result_release(&again);
+    lease->train->distil_permille = 1001;
+    EXPECT_ST(plan_check_lease(lease, &err), ST_BAD_DATA, &err);
+    train_result_release(&plain);
+    train_result_release(&first);
+    view_free(view);
+    engine_close(&engine);
+}
+
 static void test_segments_that_cannot_be_learnt(void)
 {
     struct engine engine;
@@ -237,6 +264,7 @@ int main(void)
     hash_start();
     base_path = toy_base();
     RUN(test_same_lease_same_bytes);
+    RUN(test_distilled_lease);
     RUN(test_segments_that_cannot_be_learnt);
     RUN(test_remembered_scores_are_the_computed_ones);
     return harness_end();
