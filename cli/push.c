@@ -65,14 +65,14 @@ static void on_refused_here(void *user, const char *where, const char *why)
 
 static void on_progress(void *user, enum push_state state, const struct push_totals *totals)
 {
-    static const char *const words[] = {"connecting", "comparing with what is stored", "", "backlog full, waiting"};
+    static const char *const words[] = {"connecting", "comparing with what is stored", "", "asked to wait"};
     struct run *run = user;
     struct source_progress source = {0};
     char extra[120];
     if (run->source)
         source_progress(run->source, &source);
     if (state == PUSH_WAITING && run->told != PUSH_WAITING)
-        print_note("push", "the coordinator asks to wait: the domain's backlog is full (see: alluvium status)");
+        print_note("push", "the coordinator asks to wait: %s (see: alluvium status)", totals->why);
     run->told = state;
     snprintf(extra, sizeof extra, "%llu records%s%s", (unsigned long long)(totals->records + totals->resumed),
              *words[state] ? ", " : "", words[state]);

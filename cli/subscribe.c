@@ -101,6 +101,8 @@ int cmd_subscribe(int argc, char **argv)
         st = cli_usage(&o, &err, o.n_rest ? "it takes no arguments" : "--dir says where versions are put");
     else if (args.serve && (args.hook || strncmp(args.serve, "vllm=", 5)))
         st = cli_usage(&o, &err, args.hook ? "--serve or --hook, not both" : "--serve takes vllm=URL");
+    else if (args.serve && forms[args.form] == FORM_GGUF)
+        st = cli_usage(&o, &err, "vLLM loads the form peft: --serve goes with --form both or peft");
     if (st == ST_OK)
         st = cli_join(&o, &args.line, &join, &err);
     if (st != ST_OK)

@@ -143,6 +143,7 @@ struct push_core {
     uint32_t first, n;          /* ring: unanswered, oldest first */
     struct push_records *spent; /* effects of this step still point into them */
     bool waiting;               /* asked to wait, until wait_until_ms */
+    char why[200];              /* the words it was asked with */
     uint64_t wait_until_ms;
     uint64_t silent_until_ms; /* then what is unanswered is sent again */
     uint32_t opens;           /* sessions lost in a row, without an ack between */
@@ -217,6 +218,11 @@ bool push_core_busy(const struct push_core *core, uint64_t *until_ms)
 {
     *until_ms = core->wait_until_ms;
     return core->waiting;
+}
+
+const char *push_core_why(const struct push_core *core)
+{
+    return core->why;
 }
 
 /* ---- effects --------------------------------------------------------------------------------------------------- */
@@ -495,6 +501,8 @@ static void on_error(struct push_core *core, const struct push_event *event, str
         /* Those behind a batch that was put off leave a gap before them and are refused too: all of them go again. */
         for (; batch && i < core->n; i++)
             flight_at(core, i)->request = 0;
+        if (status == ST_AGAIN)
+            snprintf(core->why, sizeof core->why, "%.199s", err.text);
         wait(core, event->now_ms, error->retry_ms);
     } else if (status == ST_CONFLICT && batch && core->opens++ < PUSH_OPENS_MAX) {
         open_stream(core, event->now_ms, effects);

@@ -136,7 +136,8 @@ void push_core_free(struct push_core *core);
 void push_core_step(struct push_core *core, const struct push_event *event, struct push_effects *effects);
 uint64_t push_core_deadline(const struct push_core *core);             /* UINT64_MAX: none */
 uint64_t push_core_next_request(const struct push_core *core);         /* first id it has not used */
-bool push_core_busy(const struct push_core *core, uint64_t *until_ms); /* the coordinator asked to wait (backlog) */
+bool push_core_busy(const struct push_core *core, uint64_t *until_ms); /* the coordinator asked to wait */
+const char *push_core_why(const struct push_core *core);               /* with which words; "": it never did */
 
 const char *push_refusal_text(Alv__Refusal reason);
 

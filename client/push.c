@@ -88,6 +88,7 @@ static void tell(struct pusher *p)
     if (!p->options.progress)
         return;
     enum push_state state = PUSH_SENDING;
+    p->totals.why = push_core_why(p->core);
     if (!p->up)
         state = PUSH_CONNECTING;
     else if (push_core_busy(p->core, &until))

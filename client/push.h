@@ -17,13 +17,14 @@ struct push_totals {
     uint64_t unknown;                /* stored, but the answer that told what was refused got lost with a connection */
     uint64_t train_first, train_end; /* the newest receipt: offsets in the domain's train sequence */
     uint64_t probe_first, probe_end;
+    const char *why; /* PUSH_WAITING: the coordinator's words, until the next event */
 };
 
 enum push_state {
     PUSH_CONNECTING,
     PUSH_CHECKING /* what is stored already */,
     PUSH_SENDING,
-    PUSH_WAITING /* backlog */
+    PUSH_WAITING /* asked to: the backlog is full, or the disk */
 };
 
 /* Where records come from: source.h, or the caller of the C API. `next` adds records as source_read() does. */

@@ -242,7 +242,8 @@ static enum status loop(struct subscriber *s, struct subscribe_view *view, struc
     for (;;) {
         const struct subscribe_effect *effect = subscribe_next(s->core, clock_ms(), clock_wall_s());
         subscribe_view(s->core, view);
-        tell_problem(s, view);
+        if (!s->options.once) /* else it is the end, and told there */
+            tell_problem(s, view);
         if (s->options.once && done_once(effect, view))
             return view->problem == ST_OK ? ST_OK : err_set(err, view->problem, "%s", view->text);
         ProtobufCMessage *reply = NULL;
@@ -250,6 +251,8 @@ static enum status loop(struct subscriber *s, struct subscribe_view *view, struc
         enum status st = perform(s, effect, &reply, &why);
         if (st == ST_STOPPED)
             return st;
+        if (st == ST_DENIED && effect->kind == SUBSCRIBE_SEND) /* this key is shut out: no waiting helps */
+            return err_set(err, st, "%s", why.text);
         subscribe_answer(s->core, clock_ms(), clock_wall_s(), st, why.text, reply);
         codec_free(reply);
     }

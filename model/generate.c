@@ -298,7 +298,7 @@ static enum status check_batch(const struct frozen *w, const struct generate_tex
     for (uint32_t i = 0; i < n; i++) {
         enum status st = check(&w->arch, texts[i].prompt, texts[i].n_prompt, o, err);
         if (st != ST_OK)
-            return err_prefix(err, st, "text %u: ", i);
+            return err_prefix(err, st, "text %u", i);
         *length = texts[i].n_prompt + o->tokens_max > *length ? texts[i].n_prompt + o->tokens_max : *length;
     }
     return ST_OK;

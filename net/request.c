@@ -302,7 +302,7 @@ enum status conn_send(struct conn *c, uint16_t verb, uint64_t request_id, const 
 
 /* ---- asking and waiting */
 
-static enum status timed_out(const struct conn *c, int timeout_ms, struct err *err)
+enum status conn_overdue(const struct conn *c, int timeout_ms, struct err *err)
 {
     if (c->up)
         return err_set(err, ST_TIMEOUT, "%s: connected, but no answer in %d ms", c->where, timeout_ms);
@@ -351,7 +351,7 @@ static enum status exchange(struct conn *c, struct wait *w, const ProtobufCMessa
     for (;;) {
         uint64_t now = clock_ms();
         if (now >= w->end_ms)
-            return busy.text[0] ? err_set(err, ST_AGAIN, "%s", busy.text) : timed_out(c, w->timeout_ms, err);
+            return busy.text[0] ? err_set(err, ST_AGAIN, "%s", busy.text) : conn_overdue(c, w->timeout_ms, err);
         if (c->up && !hello && c->hello && !c->greeted)
             return ST_EMPTY;
         if (c->up && (generation != c->generation || now >= w->resend_ms)) {
@@ -416,7 +416,7 @@ static enum status ready_by(struct conn *c, uint64_t end_ms, int timeout_ms, str
         struct reply r = {0};
         uint64_t now = clock_ms();
         if (now >= end_ms)
-            return timed_out(c, timeout_ms, err);
+            return conn_overdue(c, timeout_ms, err);
         enum status st = conn_recv(c, (int)(end_ms - now), &event, &r, err);
         codec_free(r.message); /* of a connection that is gone */
         if (st)

@@ -74,6 +74,8 @@ enum status conn_wait(struct conn *const *conns, unsigned n_conns, const int *fd
                       struct err *err);
 
 bool conn_is_up(const struct conn *conn);
+/* ST_TIMEOUT and, as far as it can be told, why nothing came in the time that was waited. */
+enum status conn_overdue(const struct conn *conn, int waited_ms, struct err *err);
 uint64_t conn_generation(const struct conn *conn); /* number of connections made so far: changed means "resend" */
 const char *conn_where(const struct conn *conn);   /* "line notes at tcp://host:7404", for messages */
 

@@ -38,7 +38,7 @@ static enum status add_window(const struct engine *engine, const struct segment_
     struct bytes text = {segment->text.data, segment->text.len};
     enum status status = engine_tokenise(engine, segment->kind, text, &work->ids, &work->mask, err);
     if (status != ST_OK)
-        return err_prefix(err, status, "domain %u, probe segment %llu: ", at.domain.v, (unsigned long long)at.offset);
+        return err_prefix(err, status, "domain %u, probe segment %llu", at.domain.v, (unsigned long long)at.offset);
     if (work->ids.n - begin > window_tokens)
         work->ids.n = work->mask.len = begin + window_tokens;
     struct eval_window window = {at.domain, at.offset, begin, (uint32_t)(work->ids.n - begin), 0};

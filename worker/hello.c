@@ -46,7 +46,7 @@ enum status hello_line(const struct worker_config *config, const struct worker_l
                        config->line);
     enum status status = card_decode(ok->card.data, ok->card.len, &card, err);
     if (status != ST_OK)
-        return err_prefix(err, status, "the coordinator's model card: ");
+        return err_prefix(err, status, "the coordinator's model card");
     if (!same_base(&card, &config->card))
         return other_base(&line.name, &card, &config->card, err);
     if (known && (!name_eq(&known->name, &line.name) || known->rank != line.rank || known->alpha != line.alpha ||

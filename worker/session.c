@@ -17,7 +17,12 @@
 #include "net/request.h"
 #include "proto/codec.h"
 
-enum { WAIT_MS_MAX = 10000, LINE_MS = 200, BEAT_MS = 5000 }; /* deploy/systemd allows a minute without a beat */
+enum {
+    WAIT_MS_MAX = 10000,
+    LINE_MS = 200,
+    ALONE_MS = 15000,
+    BEAT_MS = 5000
+}; /* deploy/systemd allows a minute without a beat */
 
 struct session {
     struct session_config config;
@@ -27,6 +32,7 @@ struct session {
     struct worker_status seen; /* for what is said when it changes */
     uint64_t line_at;          /* when the progress line was last drawn */
     uint64_t beat_at;          /* when the service manager next hears that the loop turns */
+    uint64_t alone_at;         /* when somebody is told that there is no coordinator; 0: there is one */
     bool line_drawn, stopped;
     enum status status;
     char text[512];
@@ -185,6 +191,27 @@ static void take_stop(struct session *s)
     }
 }
 
+/* A worker waits for its coordinator for ever, but not in silence; with --check it says what it found, and ends. */
+static enum status look_for_coordinator(struct session *s, struct err *err)
+{
+    const uint64_t now = clock_ms();
+    struct err why;
+    if (conn_is_up(s->conn)) {
+        if (s->alone_at == UINT64_MAX)
+            log_info("worker", "connected");
+        s->alone_at = 0;
+    } else if (!s->alone_at) {
+        s->alone_at = now + ALONE_MS;
+    } else if (now >= s->alone_at && s->alone_at != UINT64_MAX) {
+        conn_overdue(s->conn, ALONE_MS, &why);
+        if (s->config.check)
+            return err_set(err, ST_TIMEOUT, "%s", why.text);
+        log_warn("worker", "still trying why=\"%s\"", why.text);
+        s->alone_at = UINT64_MAX;
+    }
+    return ST_OK;
+}
+
 static enum status loop(struct session *s, struct err *err)
 {
     const int fds[2] = {jobs_fd(s->config.jobs), s->config.stop_fd};
@@ -204,6 +231,8 @@ static enum status loop(struct session *s, struct err *err)
         while (!s->stopped && jobs_next(s->config.jobs, &event))
             step(s, &event);
         if (!s->stopped && (status = take_network(s, err)) != ST_OK)
+            return status;
+        if (!s->stopped && (status = look_for_coordinator(s, err)) != ST_OK)
             return status;
         if (s->config.check && s->seen.phase == PHASE_ASK)
             return ST_OK;

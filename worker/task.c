@@ -10,6 +10,12 @@ enum {
     FAILURES_MAX = 5,      /* tasks failed in a row: it is this worker, not the tasks */
 };
 
+/* What this machine lacks: the next task would meet it too, so the first one ends the worker. */
+static bool is_local(enum status status)
+{
+    return status == ST_NO_SPACE || status == ST_IO || status == ST_NO_MEMORY;
+}
+
 void task_drop(struct worker_core *core)
 {
     message_drop(core->task.lease);
@@ -142,7 +148,8 @@ void task_next(struct worker_core *core, struct worker_effects *out)
         ask_stop(core, out, ST_OK, "drained");
     } else if (core->failures >= FAILURES_MAX) {
         struct err err = core->failure;
-        err_prefix(&err, core->failure_status, "%u tasks failed in a row, the last: ", core->failures);
+        if (!is_local(core->failure_status))
+            err_prefix(&err, core->failure_status, "%u tasks failed in a row, the last", core->failures);
         ask_stop(core, out, core->failure_status, err.text);
     } else if (!core->prepared) {
         core->phase = PHASE_PREPARE;
@@ -175,11 +182,11 @@ void task_afresh(struct worker_core *core, struct worker_effects *out)
 
 void task_failed(struct worker_core *core, enum status status, const char *text)
 {
-    core->failures++;
+    core->failures = is_local(status) ? FAILURES_MAX : core->failures + 1;
     core->failure_status = status == ST_OK ? ST_INTERNAL : status;
     ask_text(core->failure.text, sizeof core->failure.text, text);
     core->not_before = core->now + ask_pause_ms(core, core->failures + 2);
-    task_return(core, ALV__RETURN_REASON__RETURN_FAILED, text);
+    task_return(core, is_local(status) ? ALV__RETURN_REASON__RETURN_LOCAL : ALV__RETURN_REASON__RETURN_FAILED, text);
 }
 
 static void trained(struct worker_core *core, const struct worker_trained *r, struct worker_effects *out)

@@ -51,7 +51,7 @@ static enum status tokenise(const struct engine *engine, const struct segment_se
         struct bytes text = {segment->text.data, segment->text.len};
         enum status status = engine_tokenise(engine, segment->kind, text, &work->ids[pool], &work->mask[pool], err);
         if (status != ST_OK)
-            return err_prefix(err, status, "domain %u, segment %llu: ", at.domain.v, (unsigned long long)at.offset);
+            return err_prefix(err, status, "domain %u, segment %llu", at.domain.v, (unsigned long long)at.offset);
         struct reader group = reader_of(segment->group.data, segment->group.len);
         size_t tokens = work->ids[pool].n - had;
         CHECK(tokens < UINT32_MAX && work->mask[pool].len == work->ids[pool].n);
@@ -151,7 +151,7 @@ static enum status train_steps(struct engine *engine, const struct lease_work *w
             trainer_step(engine->trainer, b.batches, b.n_batches, &result, nll + first, targets + first, err);
         step_batches_release(&b);
         if (status != ST_OK)
-            return err_prefix(err, status, "step %u of %u: ", t + 1, work->order.n_steps);
+            return err_prefix(err, status, "step %u of %u", t + 1, work->order.n_steps);
         out->target_tokens += result.n_targets;
         out->loss = result.loss;
         double seconds = clock_s() - begun;

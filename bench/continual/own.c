@@ -28,7 +28,7 @@ static enum status add_line(struct own *own, const char *line, size_t len, const
     ends[own->n++] = (uint32_t)own->ids.n;
     free(chat);
     json_decref(root);
-    return status == ST_OK ? ST_OK : err_prefix(err, status, "own.jsonl, line %u: ", own->n);
+    return status == ST_OK ? ST_OK : err_prefix(err, status, "own.jsonl, line %u", own->n);
 }
 
 static enum status score(const struct own *own, struct engine *engine, const float *block, double *nll, struct err *err)

@@ -405,8 +405,9 @@ void lease_return_task(struct core *core, const struct event *event, struct memb
         evaluate_give_back(core, m, r->task, r->generation);
     else if (l && l->s.generation == r->generation && holds(l, m)) /* text goes missing by an exclusion only */
         give_back(core, index,
-                  r->why == ALV__RETURN_REASON__RETURN_MISSING ? l->s.exclusion_seq == core->exclusions_n
-                                                               : r->why != ALV__RETURN_REASON__RETURN_DRAINING);
+                  r->why == ALV__RETURN_REASON__RETURN_MISSING
+                      ? l->s.exclusion_seq == core->exclusions_n
+                      : r->why != ALV__RETURN_REASON__RETURN_DRAINING && r->why != ALV__RETURN_REASON__RETURN_LOCAL);
     reply_ok(core, &event->peer, event->request, VERB_TASK_RETURN_OK);
 }
 

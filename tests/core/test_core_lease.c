@@ -305,7 +305,7 @@ static void test_drain_is_no_failure(void)
         Alv__TaskReturn t = ALV__TASK_RETURN__INIT;
         t.task = l->id;
         t.generation = l->generation;
-        t.why = ALV__RETURN_REASON__RETURN_DRAINING;
+        t.why = i % 2 ? ALV__RETURN_REASON__RETURN_LOCAL : ALV__RETURN_REASON__RETURN_DRAINING;
         t.reason = (char[]){""};
         EXPECT(world_send(&w, a, VERB_TASK_RETURN, &t)->verb == VERB_TASK_RETURN_OK);
     }

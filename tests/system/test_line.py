@@ -180,8 +180,13 @@ def main():
     current = os.path.realpath(path("adapters", "current"))
     expect({"adapter_model.safetensors", "adapter_config.json", "adapter.gguf"} <= set(os.listdir(current)), "PEFT and GGUF files in place")
     run("eval", "--base", BASE, "--adapter", current, "--json", streams["scripts"])
-    for process in (subscriber, *workers, coordinator):
+    run("keys", "revoke", "server", "-C", path("line"))
+    expect(subscriber.p.wait(60) == 77, "a subscriber whose key was revoked to end with 77")
+    run("subscribe", "--join", path("server.join"), "--dir", path("adapters"), code=77)
+    for process in (*workers, coordinator):
         process.stop()
+    check = ("worker", "--join", path("pool.join"), "--base", BASE, "--dir", path("worker-1"), "--threads", "1", "--micro-rows", "128", "--check")
+    run(*check, code=5)  # nobody is there any more: said, and no waiting for ever
 
 
 try:
