@@ -1,11 +1,14 @@
 #!/usr/bin/env python3
 """Answers as llama-server does (tools/server/README.md of llama.cpp) to what a hook asks: GET /health, GET /lora-adapters.
 
+FAKE_LLAMA_DELAY: seconds until it answers.
 Takes llama-server's options --host, --port, -m, --lora. Ends at once, as llama-server does, when a file is missing or is no GGUF.
 """
 import argparse
 import json
+import os
 import sys
+import time
 from http.server import BaseHTTPRequestHandler, HTTPServer
 
 a = argparse.ArgumentParser()
@@ -34,4 +37,5 @@ class Handler(BaseHTTPRequestHandler):
         self.wfile.write(data)
 
 
+time.sleep(float(os.environ.get("FAKE_LLAMA_DELAY", "0")))
 HTTPServer((args.host, args.port), Handler).serve_forever()

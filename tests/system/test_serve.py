@@ -59,6 +59,35 @@ def answers(address):
         return False
 
 
+def killed_start(line, hook, state, env):
+    """A hook that is killed while its server starts leaves one that the next run ends; one that is told to stop leaves none."""
+    def started():
+        try:
+            return int(open(os.path.join(state, "starting")).read())
+        except (OSError, ValueError):
+            return None
+
+    def runs(pid):
+        try:
+            return open(f"/proc/{pid}/stat").read().rpartition(")")[2].split()[0] != "Z"
+        except OSError:
+            return False
+
+    for kill, left in ((signal.SIGTERM, False), (signal.SIGKILL, True)):
+        slow = subprocess.Popen([hook], env={**env, "FAKE_LLAMA_DELAY": "300"}, stderr=subprocess.DEVNULL)
+        line.wait("a server that is slow to start", lambda: started() and runs(started()))
+        orphan = started()
+        slow.send_signal(kill)
+        slow.wait()
+        if left:
+            expect(runs(orphan), "the killed hook's server to be there still, else this tests nothing")
+        else:
+            line.wait("its server to end", lambda: not runs(orphan))
+    again = subprocess.run([hook], env=env, capture_output=True, text=True, timeout=120)
+    expect(again.returncode == 0, f"the next run to bring its own server up: {again.stderr}")
+    expect(not runs(orphan) and runs(int(open(os.path.join(state, "pid")).read())), "the one left behind to be ended, the one in use to be ours")
+
+
 def main():
     fake = FakeServer()
     with toy_line.Line(sys.argv[1], "serve") as line:
@@ -115,14 +144,15 @@ def main():
         line.wait("the first to end", lambda: not answers(first))
         with open(line.path("broken.gguf"), "w") as f:
             f.write("no GGUF")
-        broken = subprocess.run([llama_hook], capture_output=True, text=True, timeout=120, env={
-            **os.environ, "LLAMA_BASE": line.base, "LLAMA_STATE": state, "LLAMA_PORT": str(line.port + 5), "ALLUVIUM_VERSION": "99",
-            "ALLUVIUM_GGUF": line.path("broken.gguf"), "LLAMA_SERVER": os.path.join(HERE, "..", "client", "fake_llama_server.py")})
+        by_hand = {**os.environ, "LLAMA_BASE": line.base, "LLAMA_STATE": state, "LLAMA_PORT": str(line.port + 5), "ALLUVIUM_VERSION": "99",
+                   "ALLUVIUM_GGUF": line.path("broken.gguf"), "LLAMA_SERVER": os.path.join(HERE, "..", "client", "fake_llama_server.py")}
+        broken = subprocess.run([llama_hook], capture_output=True, text=True, timeout=120, env=by_hand)
         expect(broken.returncode == 1 and "failed to apply lora adapter" in broken.stderr, f"a broken file to fail: {broken}")
         expect(llama_serves(line.version()) == second, "the server before to go on")
         fake.tell(forget=True)
         line.wait("it in a server that was started again", lambda: has(line.version()))
         line.wait("the report", lambda: serving(line, fake.url).get("serving") == line.version() and not serving(line, fake.url)["error"])
+        killed_start(line, llama_hook, state, {**by_hand, "ALLUVIUM_GGUF": os.path.join(os.path.realpath(line.path("gguf", "current")), "adapter.gguf")})
         os.kill(int(open(os.path.join(state, "pid")).read()), signal.SIGTERM)
         for p in (keeper, hooked, llama, worker, line.coordinator):
             expect(line.stop(p), "a clean end after TERM")
