@@ -75,7 +75,7 @@ static const struct row domain_rows[] = {
 };
 
 static const struct row worker_rows[] = {
-    MEMBER(here, 1, "alluvium_worker_up", "1 while the worker is here"),
+    MEMBER(here, 1, "alluvium_worker_up", "1 while the worker is here: heard of in the last minute and a half"),
     MEMBER(seen_ms, 1e-3, "alluvium_worker_silence_seconds", "Since its last message"),
     MEMBER(tokens_per_s, 1, "alluvium_worker_tokens_per_second", "As it reports"),
     MEMBER(exclusion_seq, 1, "alluvium_worker_exclusions", "Entries of the exclusion log it has applied"),
@@ -88,7 +88,7 @@ static const struct row lease_rows[] = {
 };
 
 static const struct row subscriber_rows[] = {
-    MEMBER(here, 1, "alluvium_subscriber_up", "1 while the subscriber is here"),
+    MEMBER(here, 1, "alluvium_subscriber_up", "1 while the subscriber is here: heard of in the last minute and a half"),
     MEMBER(seen_ms, 1e-3, "alluvium_subscriber_silence_seconds", "Since its last message"),
     MEMBER(serving, 1, "alluvium_subscriber_serving_version", "Version its model server serves"),
     MEMBER(staged, 1, "alluvium_subscriber_staged_version", "Version it has verified and put in place"),

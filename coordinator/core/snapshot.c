@@ -34,12 +34,21 @@ static void fill_domain(const struct core *core, const struct domain *d, uint64_
     out->tokens_per_byte = (double)domain_tokens(core, d, 1u << 20) / (1u << 20);
 }
 
-static void fill_member(const struct member *m, uint64_t now_ms, struct snapshot_member *out)
+/* A socket does not say that its peer has gone. Workers and subscribers poll at least every LIMIT_WAIT_MS and report progress in
+ * between: a silence of three polls, or the one after which a task goes to another, is an absence to whoever looks. */
+static bool is_here(const struct core *core, const struct member *m, uint64_t now_ms)
+{
+    const uint64_t polls = 3 * LIMIT_WAIT_MS, silence = core->config.settings.lease_silence_ms;
+    bool polled = m->peer.plane == PLANE_WORK || m->peer.plane == PLANE_MODELS;
+    return m->here && (!polled || now_ms <= m->seen_ms + (silence > polls ? silence : polls));
+}
+
+static void fill_member(const struct core *core, const struct member *m, uint64_t now_ms, struct snapshot_member *out)
 {
     out->plane = m->peer.plane;
     out->key = m->peer.key;
     memcpy(out->instance, m->instance, 16);
-    out->here = m->here;
+    out->here = is_here(core, m, now_ms);
     out->waiting = m->waiting;
     out->seen_ms = now_ms > m->seen_ms ? now_ms - m->seen_ms : 0;
     out->tokens_per_s = m->tokens_per_s;
@@ -55,16 +64,18 @@ static void fill_members(const struct core *core, uint64_t now_ms, struct snapsh
 {
     for (size_t i = 0; i < core->members_n; i++) {
         const struct member *m = core->members[i];
-        if (m->here && m->peer.plane == PLANE_WORK)
+        if (!is_here(core, m, now_ms))
+            continue;
+        if (m->peer.plane == PLANE_WORK)
             out->n_workers++, out->tokens_per_s += m->tokens_per_s;
-        out->n_subscribers += m->here && m->peer.plane == PLANE_MODELS;
-        out->n_producers += m->here && m->peer.plane == PLANE_INGEST;
+        out->n_subscribers += m->peer.plane == PLANE_MODELS;
+        out->n_producers += m->peer.plane == PLANE_INGEST;
     }
     for (int gone = 0; gone < 2; gone++) /* the list is short: those who have left do not push others out */
         for (size_t i = 0; i < core->members_n && out->n_members < SNAPSHOT_MEMBERS; i++) {
             const struct member *m = core->members[i];
-            if ((m->peer.plane == PLANE_WORK || m->peer.plane == PLANE_MODELS) && m->here == !gone)
-                fill_member(m, now_ms, &out->members[out->n_members++]);
+            if ((m->peer.plane == PLANE_WORK || m->peer.plane == PLANE_MODELS) && is_here(core, m, now_ms) == !gone)
+                fill_member(core, m, now_ms, &out->members[out->n_members++]);
         }
 }
 

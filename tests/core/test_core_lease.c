@@ -331,6 +331,20 @@ static bool lists(const Alv__Lease *l, uint32_t domain, uint64_t offset)
     return false;
 }
 
+static void test_a_silent_worker_is_not_here(void)
+{
+    struct world w;
+    struct snapshot *s = xcalloc(1, sizeof *s);
+    world_open(&w);
+    worker(&w, 51);
+    core_snapshot(w.core, w.now + 80000, s);
+    EXPECT(s->n_workers == 1 && s->n_members == 1 && s->members[0].here);
+    core_snapshot(w.core, w.now + 100000, s); /* three polls missed, and no word that the connection is closed */
+    EXPECT(s->n_workers == 0 && s->n_members == 1 && !s->members[0].here);
+    free(s);
+    world_close(&w);
+}
+
 static void test_text_that_went_since_the_grant_is_no_failure(void)
 {
     struct world w;
@@ -495,6 +509,7 @@ int main(void)
     RUN(test_leases_survive_a_restart);
     RUN(test_data_nobody_finishes_is_held);
     RUN(test_drain_is_no_failure);
+    RUN(test_a_silent_worker_is_not_here);
     RUN(test_text_that_went_since_the_grant_is_no_failure);
     RUN(test_a_lost_grant_is_planned_anew);
     RUN(test_a_lease_of_nothing_goes);
