@@ -468,6 +468,10 @@ void view_change(FILE *out, const json_t *v)
         fact(out, KEY_WIDTH, "mark", "%s", text(v, "mark"));
     if (number(v, "aliases"))
         fact(out, KEY_WIDTH, "aliases", "signed anew, number %s", count(v, "aliases"));
+    if (number(v, "before") > number(v, "version"))
+        fact(out, KEY_WIDTH, "careful",
+             "it was at version %s: subscribers that have that do not go back; to undo a version, use rollback",
+             count(v, "before"));
 }
 
 /* ---- verdict ----------------------------------------------------------------------------------------------------- */

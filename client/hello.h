@@ -11,7 +11,8 @@ struct hello {
     struct name line;
 };
 
-/* Clients keep nothing about the coordinator's sessions and need no fence: the instance is a fresh random one. */
+/* Clients keep nothing about the coordinator's sessions and need no fence: the instance is a fresh random one
+ * (a subscriber, which is counted, puts its directory's there). */
 void hello_init(struct hello *hello, const struct join *join);
 
 /* ST_CONFLICT: another line answers at this address, or one with another root key than the join file's. */

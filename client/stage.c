@@ -10,6 +10,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "base/clock.h"
 #include "base/hash.h"
 #include "client/subscribe.h"
 
@@ -100,6 +101,35 @@ enum status stage_load_state(struct stage *stage, size_t bytes_max, struct buf *
         !out->len) /* we never write that: not to be taken for a new subscriber's, which has seen nothing */
         return err_set(err, ST_CORRUPT, "the subscriber's state is empty");
     return st == ST_NOT_FOUND ? ST_OK : st;
+}
+
+enum status stage_identity(struct stage *stage, uint8_t instance[16], uint64_t *boot, struct err *err)
+{
+    char path[STAGE_PATH_SIZE], host[256] = "";
+    struct buf file = {0};
+    struct digest digest;
+    snprintf(path, sizeof path, "%s/instance", stage->own); /* 16 random bytes, u64 the newest start */
+    enum status st = file_read(path, 24, &file, err);
+    if (st != ST_OK || file.len != 24) { /* missing, or no longer what we wrote: a new one does no harm */
+        uint8_t fresh[24] = {0};
+        random_bytes(fresh, 16);
+        buf_clear(&file);
+        buf_put(&file, fresh, sizeof fresh);
+    }
+    struct reader r = reader_of(file.data + 16, 8);
+    *boot = read_u64(&r) + 1;
+    if (*boot < clock_wall_s())
+        *boot = clock_wall_s();
+    file.len = 16;
+    buf_put_u64(&file, *boot);
+    st = file_write_durable(path, file.data, file.len, 0600, err);
+    file.len = 16;
+    gethostname(host, sizeof host - 1);
+    buf_put(&file, host, strlen(host));
+    hash_blake2b(file.data, file.len, &digest);
+    memcpy(instance, digest.b, 16);
+    buf_release(&file);
+    return st;
 }
 
 enum status stage_save_state(struct stage *stage, struct bytes state, struct err *err)

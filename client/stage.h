@@ -21,6 +21,11 @@ void stage_close(struct stage **stage);
 enum status stage_load_state(struct stage *stage, size_t bytes_max, struct buf *out, struct err *err);
 enum status stage_save_state(struct stage *stage, struct bytes state, struct err *err);
 
+/* Who this directory's subscriber is: the same on this host at every start, and a number that each start makes
+ * larger, by the clock where that helps: a directory that was set back is not older than itself. A copy of the directory on another
+ * host is somebody else. */
+enum status stage_identity(struct stage *stage, uint8_t instance[16], uint64_t *boot, struct err *err);
+
 struct stage_files {
     const struct manifest *manifest;
     struct bytes manifest_bytes, signature;

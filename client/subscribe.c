@@ -341,6 +341,8 @@ enum status subscribe_run(const struct subscribe_options *options, struct subscr
     }
     st = stage_open(options->dir, &s.join.line, &s.stage, err);
     if (st == ST_OK)
+        st = stage_identity(s.stage, s.hello.instance, &s.hello.message.boot, err);
+    if (st == ST_OK)
         st = open_server(&s, &dir, err);
     if (st == ST_OK)
         st = start_core(&s, err);

@@ -30,6 +30,7 @@
 #include "coordinator/bulk.h"
 #include "coordinator/core/core.h"
 #include "coordinator/core/snapshot.h"
+#include "coordinator/news.h"
 #include "coordinator/core/state.h"
 #include "coordinator/dashboard.h"
 #include "coordinator/dir.h"
@@ -71,6 +72,8 @@ struct loop {
     struct blob_store *blobs;
     struct roots *roots;
     struct core *core;
+    struct snapshot *snapshot; /* of the last chores */
+    struct news news;
     struct aggregator *aggregator;
     struct purger *purger;
     struct bulk *bulk;
@@ -241,8 +244,11 @@ static enum status drain(struct loop *l)
             return st;
         }
         peers_note(l->peers, &in.from, in.role, &in.key, clock_ms(), &peer);
-        if (!answer_here(l, &in))
+        if (!answer_here(l, &in)) {
+            if (in.verb == VERB_CONTROL)
+                news_asked((const Alv__Control *)in.message, &in.key);
             to_core(l, &in, &peer);
+        }
         incoming_release(&in);
     }
     return ST_OK;
@@ -339,6 +345,8 @@ static void chores(struct loop *l)
         if (!roots_find(l->roots, &stale))
             drop_blob(l, &stale);
 
+    core_snapshot(l->core, now, l->snapshot);
+    news_look(&l->news, l->snapshot);
     struct report_source source = source_of(l);
     dashboard_update(l->dashboard, &source);
     st = history_fill(l->history, streamlog_db(l->log), report_newest(l->core), HISTORY_TURN, &err);
@@ -581,6 +589,7 @@ enum status coordinator_run(const struct coordinator_options *options, struct er
     hash_start();
     raise_descriptors();
     struct loop *l = xcalloc(1, sizeof *l);
+    l->snapshot = xcalloc(1, sizeof *l->snapshot);
     struct err closing = {""};
     double start = clock_s();
     l->options = *options;
@@ -615,6 +624,7 @@ enum status coordinator_run(const struct coordinator_options *options, struct er
         if (err)
             *err = closing;
     }
+    free(l->snapshot);
     free(l);
     return st;
 }

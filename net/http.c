@@ -160,6 +160,11 @@ static bool host_allowed(const struct http *h, const char *host)
            !strcasecmp(name, "localhost") || (h->name[0] && !strcasecmp(name, h->name));
 }
 
+static bool is_read(const char *method)
+{
+    return !strcmp(method, MHD_HTTP_METHOD_GET) || !strcmp(method, MHD_HTTP_METHOD_HEAD);
+}
+
 static void answer(const struct http *h, const struct http_request *request, const char *method,
                    struct http_reply *reply)
 {
@@ -169,7 +174,7 @@ static void answer(const struct http *h, const struct http_request *request, con
             route = &h->routes[i];
     if (!host_allowed(h, MHD_lookup_connection_value(request->impl, MHD_HEADER_KIND, MHD_HTTP_HEADER_HOST)))
         say(reply, MHD_HTTP_MISDIRECTED_REQUEST, "this server is asked for by address, or by the name in --http-name");
-    else if (strcmp(method, MHD_HTTP_METHOD_GET) && strcmp(method, MHD_HTTP_METHOD_HEAD))
+    else if (!is_read(method))
         say(reply, MHD_HTTP_METHOD_NOT_ALLOWED, "only GET and HEAD");
     else if (!route)
         say(reply, MHD_HTTP_NOT_FOUND, "no such page");
@@ -187,8 +192,9 @@ static enum MHD_Result on_request(void *user, struct MHD_Connection *connection,
     (void)version, (void)upload;
     if (!*context) {
         *context = &seen;
-        return MHD_YES;
-    }
+        if (is_read(method))
+            return MHD_YES;
+    }                    /* else it is refused before its body comes */
     if (*upload_bytes) { /* no request has a body */
         *upload_bytes = 0;
         return MHD_NO;

@@ -291,6 +291,20 @@ enum status home_open(const char *dir, uint64_t reserve_bytes, struct home *out,
     return ST_OK;
 }
 
+enum status home_belongs(struct home *home, const uint8_t root[32], struct err *err)
+{
+    struct path path = path_of(home, "root");
+    struct buf known = {0};
+    enum status status = file_read(path.s, 32, &known, err);
+    bool other = status == ST_OK && (known.len != 32 || memcmp(known.data, root, 32) != 0);
+    buf_release(&known);
+    if (status == ST_NOT_FOUND)
+        return file_write_durable(path.s, root, 32, 0600, err);
+    return other ? err_set(err, ST_CONFLICT, "%s is of a worker of another line: give this one a --dir of its own",
+                           home->dir)
+                 : status;
+}
+
 enum status home_look(const char *dir, struct db **out, struct err *err)
 {
     struct home home = {.lock_fd = -1};

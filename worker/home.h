@@ -32,6 +32,9 @@ struct home {
 /* Makes the directory when it is missing. ST_CONFLICT: another worker runs there. ST_CORRUPT names the file. */
 enum status home_open(const char *dir, uint64_t reserve_bytes, struct home *out, struct err *err);
 void home_close(struct home *home);
+/* Whose line's the directory is: the first root key that it is asked about. ST_CONFLICT: another's, so nothing in it (sessions, text,
+ * a delta on its way) is of this line. */
+enum status home_belongs(struct home *home, const uint8_t root[32], struct err *err);
 
 /* Opens the cache database of the worker's directory `dir` for reading only, whether or not that worker runs. ST_NOT_FOUND: it is no
  * worker's directory, or the worker has not begun. */

@@ -158,6 +158,9 @@ enum status worker_run(const struct worker_options *options, struct err *err)
     status = home_open(dir, options->reserve_bytes ? options->reserve_bytes : default_reserve, &home, err);
     if (status != ST_OK)
         goto done;
+    status = home_belongs(&home, join.root.b, err);
+    if (status != ST_OK)
+        goto done;
     log_info("worker", "starting line=%s base=\"%s\" dir=%s threads=%u boot=%llu", join.line.s, engine.card.base_name,
              dir, engine_options.threads, (unsigned long long)home.boot);
     status = run(options, &join, &home, &engine, &signals, err);

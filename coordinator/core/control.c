@@ -158,14 +158,18 @@ static enum status carry_out(struct core *core, const struct event *event, struc
 {
     const Alv__Control *c = (const Alv__Control *)event->message;
     enum status st = ST_OK;
+    const struct alias *alias;
+    uint64_t before;
     switch (c->verb) {
     case ALV__CONTROL_VERB__CONTROL_PROMOTE:
+        alias = aliases_find(&core->aliases, c->name);
+        before = alias ? alias->version : 0;
         if (!event->version || !event->version->files_held)
             return err_set(err, ST_NOT_FOUND, "version %llu is not here, or its files are no longer kept",
                            (unsigned long long)c->number);
         st = release_promote(core, c->name, c->number, c->has_expect ? &c->expect : NULL, err);
-        buf_printf(json, "{\"version\":%llu,\"aliases\":%llu}", (unsigned long long)c->number,
-                   (unsigned long long)core->aliases.seq);
+        buf_printf(json, "{\"version\":%llu,\"before\":%llu,\"aliases\":%llu}", (unsigned long long)c->number,
+                   (unsigned long long)before, (unsigned long long)core->aliases.seq);
         return st;
     case ALV__CONTROL_VERB__CONTROL_MARK:
         st = release_mark(core, c->number, c->name, c->value, err);

@@ -71,6 +71,27 @@ static void test_versions_are_swapped_and_pruned(void)
     stage_close(&stage);
 }
 
+static void test_a_directory_is_one_subscriber(void)
+{
+    const char *dir = harness_tmpdir();
+    uint8_t first[16], again[16], torn[16];
+    uint64_t boot, later, last;
+    struct stage *stage = NULL;
+    struct name line;
+    struct err err;
+    name_set(&line, "clinic", 6);
+    EXPECT_ST(stage_open(dir, &line, &stage, &err), ST_OK, &err);
+    EXPECT_ST(stage_identity(stage, first, &boot, &err), ST_OK, &err);
+    stage_close(&stage);
+    EXPECT_ST(stage_open(dir, &line, &stage, &err), ST_OK, &err);
+    EXPECT_ST(stage_identity(stage, again, &later, &err), ST_OK, &err);
+    EXPECT(memcmp(first, again, 16) == 0 && later > boot);
+    EXPECT_EQ(truncate(harness_path(dir, ".alluvium/instance"), 7), 0); /* damaged: a new one */
+    EXPECT_ST(stage_identity(stage, torn, &last, &err), ST_OK, &err);
+    EXPECT(memcmp(first, torn, 16) != 0 && last > 0);
+    stage_close(&stage);
+}
+
 static void test_a_changed_file_is_noticed(void)
 {
     const char *dir = harness_path(harness_tmpdir(), "changed");
@@ -168,6 +189,7 @@ int main(void)
 {
     hash_start();
     RUN(test_versions_are_swapped_and_pruned);
+    RUN(test_a_directory_is_one_subscriber);
     RUN(test_a_changed_file_is_noticed);
     RUN(test_the_config_names_the_same_modules_as_the_adapter);
     RUN(test_the_hook);

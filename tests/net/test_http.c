@@ -85,7 +85,7 @@ static void test_pages(void)
     ask(http, "DELETE /echo" CLOSE "\r\n", &b);
     EXPECT(starts(&b, "HTTP/1.1 405"));
     ask(http, "POST /echo" CLOSE "Content-Length: 5\r\n\r\nabcde", &b);
-    EXPECT(!has(&b, "200 OK"));
+    EXPECT(starts(&b, "HTTP/1.1 405")); /* before the body is read */
     ask(http, "garbage\r\n\r\n", &b);
     EXPECT(!has(&b, "200 OK"));
     struct http *second = NULL;

@@ -36,6 +36,12 @@ static void test_identity_and_session(void)
     EXPECT(memcmp(incarnation, home.session_incarnation, 16) == 0);
     EXPECT_ST(home_erased(&home, &erased, &err), ST_OK, &err);
     EXPECT_EQ(erased, 31);
+    const uint8_t root[32] = {7}, other[32] = {8};
+    EXPECT_ST(home_belongs(&home, root, &err), ST_OK, &err);
+    EXPECT_ST(home_belongs(&home, root, &err), ST_OK, &err);
+    EXPECT_ST(home_belongs(&home, other, &err), ST_CONFLICT, &err); /* another line's worker */
+    EXPECT_EQ(truncate(harness_path(dir, "root"), 5), 0);
+    EXPECT_ST(home_belongs(&home, root, &err), ST_CONFLICT, &err);
     home_close(&home);
 
     static const char *const files[] = {"boot", "instance", "session"};
