@@ -206,7 +206,13 @@ void trainer_set_adapter(struct trainer *trainer, const float *block)
     memcpy(trainer->block, block, trainer->n * sizeof *block);
     if (trainer->parent)
         memcpy(trainer->parent, block, trainer->n * sizeof *block);
+    trainer->optimizer.lr = trainer->config.lr;
     optimizer_reset(&trainer->optimizer);
+}
+
+void trainer_set_rate(struct trainer *trainer, float lr)
+{
+    trainer->optimizer.lr = lr;
 }
 
 const float *trainer_adapter(const struct trainer *trainer)

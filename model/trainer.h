@@ -69,6 +69,8 @@ void trainer_free(struct trainer *trainer);
 /* Copies the factors (adapter_floats() of them) and starts the optimiser afresh: moments zero, step 0. They are the parent that an
  * objective distils from. */
 void trainer_set_adapter(struct trainer *trainer, const float *block);
+/* The rate of the steps from here on, until trainer_set_adapter(); warm-up applies to it. */
+void trainer_set_rate(struct trainer *trainer, float lr);
 const float *trainer_adapter(const struct trainer *trainer);  /* valid until trainer_free(); changed by each step */
 const float *trainer_gradient(const struct trainer *trainer); /* of the last step, after clipping; same layout */
 

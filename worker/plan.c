@@ -118,6 +118,7 @@ static enum status train_check(const Alv__TrainConfig *t, struct err *err)
         {"warmup_steps", t->warmup_steps, 0, 1 << 20},
         {"anchor_permille + history_permille", (double)t->anchor_permille + t->history_permille, 0, 999},
         {"sample_k", t->sample_k, 1, SAMPLE_K_MAX},
+        {"decay_permille", t->decay_permille, 0, 1000},
         {"distil_permille", t->distil_permille, 0, 1000},
     };
     for (size_t i = 0; i < sizeof fields / sizeof fields[0]; i++)

@@ -132,9 +132,16 @@ static void step_batches_release(struct step_batches *b)
     free(b->samples);
 }
 
-static enum status train_steps(struct engine *engine, const struct lease_work *work, const atomic_bool *cancel,
-                               train_progress *progress, void *user, double *nll, uint32_t *targets,
-                               struct train_result *out, struct err *err)
+/* The rate of step t of T: it falls over the last `falling` steps, and would be nothing at the one after the last. */
+static float rate_of(const Alv__TrainConfig *train, uint32_t t, uint32_t T)
+{
+    const uint32_t falling = (uint32_t)((uint64_t)T * train->decay_permille / 1000), left = T - t;
+    return left > falling ? train->lr : train->lr * (float)left / (float)(falling + 1);
+}
+
+static enum status train_steps(struct engine *engine, const Alv__TrainConfig *train, const struct lease_work *work,
+                               const atomic_bool *cancel, train_progress *progress, void *user, double *nll,
+                               uint32_t *targets, struct train_result *out, struct err *err)
 {
     uint64_t rows = 0;
     double begun = clock_s();
@@ -143,6 +150,7 @@ static enum status train_steps(struct engine *engine, const struct lease_work *w
             return err_set(err, ST_STOPPED, "stopped at step %u of %u", t, work->order.n_steps);
         struct step_batches b;
         struct step_result result;
+        trainer_set_rate(engine->trainer, rate_of(train, t, work->order.n_steps));
         uint32_t first = work->order.steps[t];
         pack_step(work, t, engine->trainer_config.rows_max, &b);
         for (uint32_t i = 0; i < b.n_batches; i++)
@@ -189,7 +197,7 @@ enum status train_run(struct engine *engine, const Alv__Lease *lease, const stru
         goto done;
     trainer_set_adapter(engine->trainer, work->parent);
     trainer_fingerprint(engine->trainer, result.fingerprint, sizeof result.fingerprint);
-    status = train_steps(engine, work, cancel, progress, user, nll, targets, &result, err);
+    status = train_steps(engine, lease->train, work, cancel, progress, user, nll, targets, &result, err);
     if (status == ST_OK)
         status = encode(engine, lease, work, &result, err);
     if (status != ST_OK)

@@ -39,6 +39,10 @@ static const struct arm arms[] = {
      .what = "replay25 with adapters on gate, up and down alone"},
     {"replay25-distil", PLAIN, RATIO(200, 50), .distil_permille = 500,
      .what = "replay25, replayed text half from itself, half from the parent's predictions"},
+    {"replay25-decay", PLAIN, RATIO(200, 50), .decay_permille = 1000,
+     .what = "replay25, the rate falling to nothing over each lease"},
+    {"joint-decay", PLAIN, RATIO(200, 50), .joint = true, .decay_permille = 1000,
+     .what = "joint, its rate falling over each lease"},
 };
 
 const struct arm *arm_at(uint32_t i)
@@ -350,6 +354,7 @@ static void make_lease(const struct lab *lab, const struct cell *cell, uint32_t 
     b->train.anchor_permille = arm->anchor_permille, b->train.history_permille = arm->history_permille;
     b->train.sample_k = c->sample_k;
     b->train.delta_coding = arm->coding;
+    b->train.decay_permille = arm->decay_permille;
     b->train.distil_permille = arm->distil_permille;
     for (uint32_t i = 0; i <= D; i++) {
         Alv__DomainView *view = b->view_list[i] = &b->views[i];

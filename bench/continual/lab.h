@@ -50,8 +50,8 @@ struct arm {
     bool joint;           /* every stage is a slice of all domains */
     uint32_t targets;     /* bits of LORA_*: the others' change is taken back to zero */
     uint32_t coding;      /* enum delta_coding, on the way to the combination */
-    uint32_t distil_permille; /* as in TrainConfig */
-    const char *what;         /* for the report */
+    uint32_t decay_permille, distil_permille; /* as in TrainConfig */
+    const char *what;                         /* for the report */
 };
 const struct arm *arm_at(uint32_t i); /* NULL past the end */
 const struct arm *arm_find(const char *name);

@@ -153,7 +153,8 @@ static void all_rows(struct walk *w, struct cell cell, uint32_t pass)
 static void walk(struct walk *w)
 {
     static const char *const first[] = {"floor", "replay25", "joint"};
-    static const char *const second[] = {"replay10", "replay25-w4", "replay25-dp4"};
+    static const char *const second[] = {"replay25-distil", "replay10", "replay25-w4", "replay25-dp4"};
+    enum { N_SECOND = sizeof second / sizeof *second };
     static const char *const third[] = {"replay25-int8-w4", "replay25-mlp"};
     uint32_t D = lab_configuration(w->lab)->n_domains;
     /* One rate, one seed: the shape of the answer. */
@@ -174,7 +175,7 @@ static void walk(struct walk *w)
         whole_pass(w, cell_of(w, first[i], TUNED, 1), 0);
     all_rows(w, cell_of(w, "replay25", TUNED, 1), 0);
     whole_pass(w, cell_of(w, "joint", TUNED, 1), 0);
-    for (int i = 0; i < 3; i++) {
+    for (int i = 0; i < N_SECOND; i++) {
         tune(w, second[i]);
         whole_pass(w, cell_of(w, second[i], TUNED, 1), 0);
     }
@@ -186,10 +187,10 @@ static void walk(struct walk *w)
         for (int i = 0; i < 3; i++)
             whole_pass(w, cell_of(w, first[i], TUNED, seed), 1);
     for (uint32_t seed = 2; seed <= SEEDS; seed++)
-        for (int i = 0; i < 3; i++)
+        for (int i = 0; i < N_SECOND; i++)
             whole_pass(w, cell_of(w, second[i], TUNED, seed), 0);
     for (uint32_t seed = 1; seed <= SEEDS; seed++)
-        for (int i = 0; i < 3; i++)
+        for (int i = 0; i < N_SECOND; i++)
             whole_pass(w, cell_of(w, second[i], TUNED, seed), 1);
     for (int i = 0; i < 2; i++) {
         tune(w, third[i]);

@@ -182,6 +182,7 @@ static Alv__TrainConfig *train_config(const struct core *core)
     t->warmup_steps = s->warmup_steps;
     t->anchor_permille = s->anchor_permille;
     t->history_permille = s->history_permille;
+    t->decay_permille = s->decay_permille;
     t->distil_permille = s->distil_permille;
     t->sample_k = s->sample_k;
     t->delta_coding = s->delta_coding;

@@ -40,6 +40,7 @@ static const struct row rows[] = {
     ROW(F64, weight_decay, 0, 0, 1, "AdamW, decoupled"),
     ROW(F64, clip, 1, 0, 1e6, "norm a step's gradient is clipped to; 0: not"),
     ROW(U32, warmup_steps, 4, 0, 100000, "optimiser steps; a lease starts without optimiser state"),
+    ROW(U32, decay_permille, 0, 0, 1000, "of a lease's steps, its last: the rate falls to nothing over them"),
     ROW(U32, anchor_permille, 50, 0, 900, "of all tokens, from the anchor domain"),
     ROW(U32, history_permille, 200, 0, 900, "of all tokens, from settled history"),
     ROW(U32, distil_permille, 0, 0, 1000,

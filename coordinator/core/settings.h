@@ -20,7 +20,7 @@ struct settings {
     uint32_t step_tokens;   /* one optimiser step */
     uint32_t rank, alpha;
     double lr, beta1, beta2, weight_decay, clip;
-    uint32_t warmup_steps;
+    uint32_t decay_permille, warmup_steps;
     uint32_t anchor_permille, history_permille, distil_permille;
     uint32_t sample_k;
     uint32_t lease_steps_min; /* a lease has at least this many optimiser steps ... */

@@ -130,6 +130,12 @@ static void test_distilled_lease(void)
     EXPECT_ST(train(&engine, view, lease, &never, &again, &err), ST_OK, &err);
     EXPECT(again.delta.len == first.delta.len && memcmp(again.delta.data, first.delta.data, first.delta.len) == 0);
     train_result_release(&again);
+    train_result_release(&first);
+    lease->train->distil_permille = 0;
+    lease->train->decay_permille = 500; /* and a rate that falls: another delta, a smaller way */
+    EXPECT_ST(train(&engine, view, lease, &never, &first, &err), ST_OK, &err);
+    EXPECT(memcmp(first.delta.data, plain.delta.data, plain.delta.len) != 0);
+    EXPECT(memcmp(first.first_losses.data, plain.first_losses.data, 4) == 0); /* the first step is as it was */
     lease->train->distil_permille = 1001;
     EXPECT_ST(plan_check_lease(lease, &err), ST_BAD_DATA, &err);
     train_result_release(&plain);
