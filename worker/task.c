@@ -11,9 +11,15 @@ enum {
 };
 
 /* What this machine lacks: the next task would meet it too, so the first one ends the worker. */
+static bool is_lacking(enum status status)
+{
+    return status == ST_NO_SPACE || status == ST_NO_MEMORY;
+}
+
+/* This machine failed, not the lease. */
 static bool is_local(enum status status)
 {
-    return status == ST_NO_SPACE || status == ST_IO || status == ST_NO_MEMORY;
+    return is_lacking(status) || status == ST_IO;
 }
 
 void task_drop(struct worker_core *core)
@@ -148,7 +154,7 @@ void task_next(struct worker_core *core, struct worker_effects *out)
         ask_stop(core, out, ST_OK, "drained");
     } else if (core->failures >= FAILURES_MAX) {
         struct err err = core->failure;
-        if (!is_local(core->failure_status))
+        if (!is_lacking(core->failure_status))
             err_prefix(&err, core->failure_status, "%u tasks failed in a row, the last", core->failures);
         ask_stop(core, out, core->failure_status, err.text);
     } else if (!core->prepared) {
@@ -182,7 +188,7 @@ void task_afresh(struct worker_core *core, struct worker_effects *out)
 
 void task_failed(struct worker_core *core, enum status status, const char *text)
 {
-    core->failures = is_local(status) ? FAILURES_MAX : core->failures + 1;
+    core->failures = is_lacking(status) ? FAILURES_MAX : core->failures + 1;
     core->failure_status = status == ST_OK ? ST_INTERNAL : status;
     ask_text(core->failure.text, sizeof core->failure.text, text);
     core->not_before = core->now + ask_pause_ms(core, core->failures + 2);
