@@ -89,7 +89,11 @@ enum status backup_snapshot(const struct line_dir *dir, struct db *db, struct bl
         st = blob_list(blobs, link_blob, &l, err);
     if (!st)
         st = link_files(dir, part, err);
-    return st ? st : tree_replace(part, whole, err);
+    if (!st)
+        st = tree_replace(part, whole, err);
+    if (st) /* its links would keep files on a disk that may be full */
+        (void)backup_snapshot_drop(dir->path, NULL);
+    return st;
 }
 
 enum status backup_snapshot_offline(const char *path, struct err *err)
