@@ -279,16 +279,17 @@ void dashboard_beat(struct dashboard *d)
     atomic_store(&d->beat_ms, clock_ms());
 }
 
-void dashboard_update(struct dashboard *d, const struct report_source *source)
+void dashboard_update(struct dashboard *d, struct picture *p, uint64_t now_ms)
 {
-    if (!d->http)
+    if (!d->http) {
+        free(p);
         return;
-    struct picture *p = picture_take(source);
+    }
     if (!p->uncommitted || p->s.committed != d->committed || !d->moved_ms) {
         d->committed = p->s.committed;
-        d->moved_ms = source->now_ms;
+        d->moved_ms = now_ms;
     }
-    p->stalled_ms = source->now_ms - d->moved_ms;
+    p->stalled_ms = now_ms - d->moved_ms;
     pthread_mutex_lock(&d->lock);
     struct picture *unseen = d->fresh;
     d->fresh = p;

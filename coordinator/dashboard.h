@@ -33,7 +33,7 @@ enum status dashboard_start(const struct dashboard_config *config, struct dashbo
 void dashboard_stop(struct dashboard **dashboard);
 uint16_t dashboard_port(const struct dashboard *dashboard);
 
-void dashboard_beat(struct dashboard *dashboard); /* the loop is alive */
-void dashboard_update(struct dashboard *dashboard, const struct report_source *source);
+void dashboard_beat(struct dashboard *dashboard);                                             /* the loop is alive */
+void dashboard_update(struct dashboard *dashboard, struct picture *picture, uint64_t now_ms); /* takes the picture */
 
 #endif

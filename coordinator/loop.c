@@ -30,12 +30,12 @@
 #include "coordinator/bulk.h"
 #include "coordinator/core/core.h"
 #include "coordinator/core/snapshot.h"
-#include "coordinator/news.h"
 #include "coordinator/core/state.h"
 #include "coordinator/dashboard.h"
 #include "coordinator/dir.h"
 #include "coordinator/facts.h"
 #include "coordinator/history.h"
+#include "coordinator/news.h"
 #include "coordinator/peers.h"
 #include "coordinator/purge.h"
 #include "coordinator/report.h"
@@ -72,7 +72,6 @@ struct loop {
     struct blob_store *blobs;
     struct roots *roots;
     struct core *core;
-    struct snapshot *snapshot; /* of the last chores */
     struct news news;
     struct aggregator *aggregator;
     struct purger *purger;
@@ -345,10 +344,10 @@ static void chores(struct loop *l)
         if (!roots_find(l->roots, &stale))
             drop_blob(l, &stale);
 
-    core_snapshot(l->core, now, l->snapshot);
-    news_look(&l->news, l->snapshot);
     struct report_source source = source_of(l);
-    dashboard_update(l->dashboard, &source);
+    struct picture *picture = picture_take(&source);
+    news_look(&l->news, &picture->s);
+    dashboard_update(l->dashboard, picture, source.now_ms);
     st = history_fill(l->history, streamlog_db(l->log), report_newest(l->core), HISTORY_TURN, &err);
     if (st && st != ST_NOT_FOUND) /* the newest may not be committed yet */
         log_error("coordinator", "reading the versions' losses: %s", err.text);
@@ -589,7 +588,6 @@ enum status coordinator_run(const struct coordinator_options *options, struct er
     hash_start();
     raise_descriptors();
     struct loop *l = xcalloc(1, sizeof *l);
-    l->snapshot = xcalloc(1, sizeof *l->snapshot);
     struct err closing = {""};
     double start = clock_s();
     l->options = *options;
@@ -624,7 +622,6 @@ enum status coordinator_run(const struct coordinator_options *options, struct er
         if (err)
             *err = closing;
     }
-    free(l->snapshot);
     free(l);
     return st;
 }

@@ -74,7 +74,7 @@ enum status tree_remove(const char *path, struct err *err)
     return nftw(path, remove_one, 16, FTW_DEPTH | FTW_PHYS | FTW_MOUNT) ? failed(err, path) : ST_OK;
 }
 
-enum status tree_sync(const char *dir, struct err *err)
+static enum status tree_sync(const char *dir, struct err *err)
 {
     int fd = open(dir, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
     enum status st = fd < 0 || fsync(fd) ? failed(err, dir) : ST_OK;

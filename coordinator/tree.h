@@ -16,7 +16,6 @@ bool tree_empty(const char *path);                                             /
 enum status tree_mkdir(const char *path, struct err *err);                     /* 0700; one that is there is fine */
 enum status tree_parents(const char *root, const char *path, struct err *err); /* of "a/b/c" below root: a, a/b */
 enum status tree_remove(const char *path, struct err *err);  /* with all in it; one that is not there is fine */
-enum status tree_sync(const char *dir, struct err *err);     /* the names in it */
 enum status tree_sync_all(const char *dir, struct err *err); /* and in every directory below */
 
 enum status tree_link(const char *from, const char *to, struct err *err);

@@ -21,8 +21,8 @@ enum {
     WAIT_MS_MAX = 10000,
     LINE_MS = 200,
     ALONE_MS = 15000,
-    BEAT_MS = 5000
-}; /* deploy/systemd allows a minute without a beat */
+    BEAT_MS = 5000, /* deploy/systemd allows a minute without one */
+};
 
 struct session {
     struct session_config config;

@@ -603,8 +603,6 @@ static enum status measure_own(struct lab *lab, const struct cell *cell, const f
     char key[KEY_SIZE], fingerprint[LIMIT_TEXT_BYTES];
     double kl, begun = clock_s(), cpu = cpu_s();
     enum status status = lab->own.n ? ST_OK : own_read(lab->config.text, &lab->engine, &lab->own, err);
-    if (status == ST_OK && lab->own.n == 0)
-        status = err_set(err, ST_NOT_FOUND, "%s/own.jsonl: no text of the base's own", lab->config.text);
     if (status != ST_OK)
         return status;
     double *by_text = xcalloc(lab->own.n, sizeof *by_text);

@@ -47,14 +47,14 @@ enum status own_read(const char *dir, struct engine *engine, struct own *out, st
     char path[4096];
     snprintf(path, sizeof path, "%s/own.jsonl", dir);
     enum status status = file_read(path, FILE_MAX, &file, err);
-    if (status == ST_NOT_FOUND) {
-        *out = own;
-        return ST_OK;
-    }
+    if (status != ST_OK)
+        return status;
     uint32_t lines = 0, *ends;
     for (size_t i = 0; i < file.len; i++)
         lines += file.data[i] == '\n';
     ends = xcalloc((size_t)lines + 1, sizeof *ends);
+    if (lines == 0)
+        status = err_set(err, ST_BAD_DATA, "%s: no text in it", path);
     for (size_t at = 0; status == ST_OK && own.n < lines;) {
         const uint8_t *end = memchr(file.data + at, '\n', file.len - at);
         status = add_line(&own, (const char *)file.data + at, (size_t)(end - file.data) - at, engine, ends, err);

@@ -562,9 +562,11 @@ static void test_failures_are_bounded(void)
     for (int i = 0; i < 5; i++) {
         grant(&b, request, 0);
         struct worker_event failed = job_event(&b, WORKER_FAILED);
-        failed.failed.status = ST_BAD_DATA;
-        failed.failed.text = "odd";
+        failed.failed.status = ST_IO;
+        failed.failed.text = "disk";
         step(&b, failed);
+        EXPECT_EQ(((const Alv__TaskReturn *)sent(&b, VERB_TASK_RETURN)->message)->why,
+                  ALV__RETURN_REASON__RETURN_LOCAL);
         Alv__Ok ok = ALV__OK__INIT;
         reply(&b, request_of(&b, VERB_TASK_RETURN), VERB_TASK_RETURN_OK, &ok);
         EXPECT(!sent(&b, VERB_TASK_REQUEST)); /* not at once */
@@ -573,7 +575,7 @@ static void test_failures_are_bounded(void)
             request = request_of(&b, VERB_TASK_REQUEST);
         }
     }
-    EXPECT(find(&b, WORKER_STOPPED) && find(&b, WORKER_STOPPED)->stopped.status == ST_BAD_DATA);
+    EXPECT(find(&b, WORKER_STOPPED) && find(&b, WORKER_STOPPED)->stopped.status == ST_IO);
     bench_end(&b);
 
     request = bench_ready(&b, NULL); /* what the machine lacks it will lack again, and is not the lease's fault */
