@@ -1,10 +1,11 @@
 /* bench_gate: the gate's operating curve, by bootstrap from recorded losses.
  *
- *     bench_gate [--results FILE] [--rounds N] [--lineages N] [--json FILE]
+ *     bench_gate [--results FILE] [--apart STAGES] [--rounds N] [--lineages N] [--json FILE]
  *
  * FILE is of bench_continual. Two scores of one run on the same windows of a domain (right after its stage, and later) give
- * paired differences as real ones are: heavy tails, windows of one document alike. They lie several rounds apart, so they
- * are wider than one round's; what the gate can decide depends on that width, so it is printed. Recentred to a true harm of h nats, they are the population that rounds are drawn from: documents with replacement,
+ * paired differences as real ones are: heavy tails, windows of one document alike. What the gate can decide depends on their
+ * width, so it is printed; --apart takes scores at most so many stages apart (1: what one round does; a domain that is taught between
+ * the two is left out, it gains far more than its budget). Recentred to a true harm of h nats, they are the population that rounds are drawn from: documents with replacement,
  * until the gate has its 256 windows; the product's own gate_judge() looks at 64, 128, 256 of them. "Refused" is then
  * known against the truth. The line has five domains; one is harmed, or all are.
  *
@@ -35,7 +36,7 @@ struct pair { /* differences of one domain, recentred */
 
 struct bench {
     const char *results, *json;
-    uint32_t rounds, lineages;
+    uint32_t rounds, lineages, apart;
     struct pair pairs[PAIRS_MAX];
     uint32_t n_pairs;
     struct settings settings;
@@ -86,8 +87,18 @@ static void add_pair(struct bench *b, const char *name, const json_t *before, co
     p->sd = sqrt(square / (double)(n - 1));
 }
 
-/* "eval ARM RATE SEED STAGE DOMAIN audit": every later score of the same run and domain beside it. */
-static void find_pairs(struct bench *b, const json_t *cells)
+static bool is_taught(const json_t *orders, unsigned stage, const char *domain)
+{
+    size_t n = json_array_size(json_array_get(orders, 0));
+    if (!n)
+        return false;
+    const json_t *order = json_array_get(orders, (stage - 1) / n);
+    const char *name = json_string_value(json_array_get(order, (stage - 1) % n));
+    return name && strcmp(name, domain) == 0;
+}
+
+/* "eval ARM RATE SEED STAGE DOMAIN audit": later scores of the same run and domain beside it, until it is taught again. */
+static void find_pairs(struct bench *b, const json_t *cells, const json_t *orders)
 {
     const char *key;
     json_t *first;
@@ -104,7 +115,7 @@ static void find_pairs(struct bench *b, const json_t *cells)
             words += *end == ' ';
         snprintf(run, sizeof run, "%.*s", (int)(end - key - 1), key);
         snprintf(base_key, sizeof base_key, "eval base 0 0 0 %s audit", domain);
-        for (unsigned later = stage + 1; later <= stage + 20; later++) {
+        for (unsigned later = stage + 1; later <= stage + b->apart && !is_taught(orders, later, domain); later++) {
             snprintf(other, sizeof other, "%s %u %s audit", run, later, domain);
             if (cell(cells, other))
                 add_pair(b, other, first, cell(cells, other), cell(cells, base_key));
@@ -116,7 +127,7 @@ static void load(struct bench *b)
 {
     struct buf file = {0};
     struct err err;
-    json_t *cells = json_object();
+    json_t *cells = json_object(), *orders = NULL;
     if (file_read(b->results, 256 << 20, &file, &err) != ST_OK) {
         fprintf(stderr, "bench_gate: %s\n", err.text);
         exit(1);
@@ -130,10 +141,13 @@ static void load(struct bench *b)
         const char *key = json_string_value(json_object_get(line, "cell"));
         if (key)
             json_object_set(cells, key, line);
+        else if (!orders)
+            orders = json_incref(json_object_get(json_object_get(line, "config"), "orders"));
         json_decref(line);
         at = (size_t)(end - file.data) + 1;
     }
-    find_pairs(b, cells);
+    find_pairs(b, cells, orders);
+    json_decref(orders);
     json_decref(cells);
     buf_release(&file);
     if (!b->n_pairs) {
@@ -297,22 +311,25 @@ static bool parse(struct bench *b, int argc, char **argv)
             b->rounds = (uint32_t)strtoul(value, NULL, 10);
         else if (!strcmp(argv[i], "--lineages"))
             b->lineages = (uint32_t)strtoul(value, NULL, 10);
+        else if (!strcmp(argv[i], "--apart"))
+            b->apart = (uint32_t)strtoul(value, NULL, 10);
         else if (!strcmp(argv[i], "--json"))
             b->json = value;
         else
             return false;
     }
-    return b->rounds > 0 && b->lineages > 0;
+    return b->rounds > 0 && b->lineages > 0 && b->apart > 0;
 }
 
 int main(int argc, char **argv)
 {
     static const double harms[] = {0, 0.25, 0.5, 0.75, 1, 1.5, 2, 3}, drifts[] = {0, -0.002, 0.001, 0.005};
     static struct bench b = {
-        .results = "bench/continual/results/smollm2-135m-16k.jsonl", .rounds = 4000, .lineages = 40};
+        .results = "bench/continual/results/smollm2-135m-30k.jsonl", .rounds = 4000, .lineages = 40, .apart = 1};
     struct err err;
     if (!parse(&b, argc, argv)) {
-        fprintf(stderr, "usage: bench_gate [--results FILE] [--rounds N] [--lineages N] [--json FILE]\n");
+        fprintf(stderr,
+                "usage: bench_gate [--results FILE] [--apart STAGES] [--rounds N] [--lineages N] [--json FILE]\n");
         return 2;
     }
     hash_start();

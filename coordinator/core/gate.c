@@ -97,7 +97,8 @@ static enum gate_outcome judge(struct gate_domain *d, bool last)
         return GATE_PASS;
     if (!last && d->n < d->available)
         return GATE_LOOK;
-    return d->measured ? GATE_REFUSE : GATE_PASS;
+    d->at_cap = d->measured;
+    return !d->measured || (d->mean <= d->budget && d->high < 2 * d->budget) ? GATE_PASS : GATE_REFUSE;
 }
 
 enum gate_outcome gate_judge(struct gate_domain *domains, uint32_t n, double error_rate, unsigned look, bool last)
@@ -128,13 +129,16 @@ static const char *remark(const struct gate_domain *d)
     if (d->sentinel)
         return "sentinel: measured against version 0, not judged";
     if (d->outcome == GATE_REFUSE && d->low <= d->budget)
-        return "undecided with all windows: refused";
+        return d->mean > d->budget ? "over its budget by the mean of all windows: refused"
+                                   : "twice its budget cannot be ruled out with all windows: refused";
     if (d->outcome == GATE_REFUSE)
         return "forgets more than its budget";
     if (!d->measured)
         return "too few windows to measure: does not block";
     if (d->outcome == GATE_LOOK)
         return "undecided: more windows";
+    if (d->at_cap)
+        return "within its budget by the mean of all windows, surely under twice of it";
     return d->better ? "better than its reference" : "within its budget";
 }
 

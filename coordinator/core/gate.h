@@ -7,7 +7,10 @@
  * looks says so with `last`, and the last one spends what is left.
  *   refuse   the lower bound is over the budget
  *   pass     the upper bound is under the budget
- *   else     look at more windows; undecided when there are no more, or at the last look: refuse
+ *   else     look at more windows; when there are no more, or at the last look: pass if the mean is within the budget and the
+ *            upper bound under twice of it, else refuse
+ * So a candidate that forgets twice its budget is published at most at the error rate, and one that forgets half of it seldom
+ * refused (bench_gate; docs/decisions/017-what-the-last-look-decides.md).
  * A domain with fewer than GATE_WINDOWS_MIN windows cannot be measured: that is said, and only a lower bound over the
  * budget refuses. One without windows is said and does not block. A sentinel is measured at the first look and told,
  * no more: whoever steers by it has nothing left to see by.
@@ -40,6 +43,7 @@ struct gate_domain {
     double mean, sd, low, high; /* sd, low, high: 0 when n < 2 */
     double alpha;
     bool measured; /* enough windows */
+    bool at_cap;   /* decided by the last look's rule */
     bool better;   /* significantly better than the reference: high < 0, measured */
     enum gate_outcome outcome;
 };
