@@ -97,7 +97,6 @@ static enum gate_outcome judge(struct gate_domain *d, bool last)
         return GATE_PASS;
     if (!last && d->n < d->available)
         return GATE_LOOK;
-    d->at_cap = d->measured;
     return !d->measured || (d->mean <= d->budget && d->high < 2 * d->budget) ? GATE_PASS : GATE_REFUSE;
 }
 
@@ -137,7 +136,7 @@ static const char *remark(const struct gate_domain *d)
         return "too few windows to measure: does not block";
     if (d->outcome == GATE_LOOK)
         return "undecided: more windows";
-    if (d->at_cap)
+    if (d->high >= d->budget)
         return "within its budget by the mean of all windows, surely under twice of it";
     return d->better ? "better than its reference" : "within its budget";
 }

@@ -43,7 +43,6 @@ struct gate_domain {
     double mean, sd, low, high; /* sd, low, high: 0 when n < 2 */
     double alpha;
     bool measured; /* enough windows */
-    bool at_cap;   /* decided by the last look's rule */
     bool better;   /* significantly better than the reference: high < 0, measured */
     enum gate_outcome outcome;
 };

@@ -44,7 +44,11 @@ static void test_outcomes(void)
     EXPECT_EQ(gate_judge(&d, 1, 0.01, 0, false), GATE_LOOK);
     d = domain_of(64, 256, 0.019, 0.05);
     EXPECT_EQ(gate_judge(&d, 1, 0.01, 2, true), GATE_PASS); /* at the cap the mean decides */
-    EXPECT(d.at_cap && d.high > d.budget);
+    EXPECT(d.high > d.budget);
+    struct buf json = {0};
+    gate_explain(&d, 1, 0.01, 2, GATE_PASS, &json);
+    EXPECT(strstr(buf_cstr(&json), "by the mean of all windows") != NULL);
+    buf_release(&json);
     d = domain_of(64, 256, 0.021, 0.05);
     EXPECT_EQ(gate_judge(&d, 1, 0.01, 2, true), GATE_REFUSE);
     d = domain_of(64, 256, 0.01, 0.2);
