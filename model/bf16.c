@@ -146,6 +146,43 @@ void bf16_pack(uint16_t *out, enum bf16_side side, size_t steps, size_t step0, s
                 pack_at(out + (i / BF16_ROWS * steps + k / BF16_STEP) * BF16_TILE, turn, &from, i, k, rows, K);
 }
 
+/* Word [w][n] of W's tiles holds k 2w and 2w + 1 of row n; two such tiles, of rows n and n + 16, hold 16 rows of 32 k, which are 32 rows
+ * of 16 words of the turned factor: their even halves, then the odd ones, and these transposed. */
+AVX512 static void turn_tiles(uint16_t *out[2], const uint16_t *low, const uint16_t *high)
+{
+    const __m512i halves = _mm512_set_epi16(31, 29, 27, 25, 23, 21, 19, 17, 15, 13, 11, 9, 7, 5, 3, 1, 30, 28, 26, 24,
+                                            22, 20, 18, 16, 14, 12, 10, 8, 6, 4, 2, 0);
+    for (int tile = 0; tile < 2; tile++) {
+        __m512i word[16];
+        if (!out[tile])
+            continue;
+        for (int w = 0; w < 8; w++) {
+            const size_t at = (size_t)(8 * tile + w) * BF16_STEP;
+            __m512i a = _mm512_permutexvar_epi16(halves, _mm512_load_si512(low + at));
+            __m512i b = high ? _mm512_permutexvar_epi16(halves, _mm512_load_si512(high + at)) : _mm512_setzero_si512();
+            word[2 * w] = _mm512_shuffle_i64x2(a, b, 0x44);
+            word[2 * w + 1] = _mm512_shuffle_i64x2(a, b, 0xee);
+        }
+        transpose(word);
+        for (int w = 0; w < 16; w++)
+            _mm512_store_si512((void *)(out[tile] + w * BF16_STEP), word[w]);
+    }
+}
+
+void bf16_turn(uint16_t *out, const uint16_t *W, uint32_t N, uint32_t I, uint32_t i, uint32_t columns, uint32_t step,
+               uint32_t steps)
+{
+    const size_t along = bf16_steps(I), first_step = i / BF16_STEP, strips = bf16_strips(columns);
+    for (size_t n = 0; n < steps; n++)
+        for (size_t f = 0; 2 * f < strips; f++) {
+            const size_t strip = 2 * (step + n);
+            const uint16_t *low = W + (strip * along + first_step + f) * BF16_TILE;
+            uint16_t *to = out + (2 * f * steps + n) * BF16_TILE;
+            turn_tiles((uint16_t *[2]){to, 2 * f + 1 < strips ? to + steps * BF16_TILE : NULL}, low,
+                       strip + 1 < bf16_strips(N) ? low + along * BF16_TILE : NULL);
+        }
+}
+
 /* ------------------------------------------------------------------ products */
 
 enum { BLOCK = 2 * BF16_ROWS };
@@ -328,6 +365,12 @@ void bf16_pack(uint16_t *out, enum bf16_side side, size_t steps, size_t step0, s
                uint32_t K)
 {
     (void)out, (void)side, (void)steps, (void)step0, (void)from, (void)rows, (void)K;
+}
+
+void bf16_turn(uint16_t *out, const uint16_t *W, uint32_t N, uint32_t I, uint32_t i, uint32_t columns, uint32_t step,
+               uint32_t steps)
+{
+    (void)out, (void)W, (void)N, (void)I, (void)i, (void)columns, (void)step, (void)steps;
 }
 
 void bf16_multiply(enum bf16_unit unit, struct bf16_target C, const uint16_t *left, size_t strip,

@@ -12,6 +12,7 @@
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <string.h>
 
 enum bf16_unit { BF16_NONE, BF16_AVX512, BF16_AMX };
 enum { BF16_ROWS = 16, BF16_STEP = 32, BF16_TILE = BF16_ROWS * BF16_STEP, BF16_TILE_BYTES = 2 * BF16_TILE };
@@ -49,6 +50,21 @@ struct bf16_source {
 /* Packs scale * rows [0, rows), k [0, K) into strips of `steps` tiles, from tile `step0` of each on. `out`: 64-byte aligned. */
 void bf16_pack(uint16_t *out, enum bf16_side side, size_t steps, size_t step0, struct bf16_source from, uint32_t rows,
                uint32_t K);
+
+/* Element (row, k) of a packed right factor. */
+static inline float bf16_at(const uint16_t *right, size_t K, size_t row, size_t k)
+{
+    const uint16_t *tile = right + (row / BF16_ROWS * bf16_steps(K) + k / BF16_STEP) * BF16_TILE;
+    const uint32_t bits = (uint32_t)tile[k % BF16_STEP / 2 * BF16_STEP + row % BF16_ROWS * 2 + k % 2] << 16;
+    float x;
+    memcpy(&x, &bits, sizeof x);
+    return x;
+}
+
+/* W (N, I), packed as the right factor of X W^T, becomes that of dY W: of I's columns [i, i + columns), i a multiple of 32, the steps
+ * [step, step + steps) along N, strips of `steps` tiles. No rounding. `out`: 64-byte aligned. */
+void bf16_turn(uint16_t *out, const uint16_t *W, uint32_t N, uint32_t I, uint32_t i, uint32_t columns, uint32_t step,
+               uint32_t steps);
 
 /* Some steps of a packed right factor. */
 struct bf16_right {

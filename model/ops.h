@@ -33,8 +33,7 @@ enum { OPS_THREADS_MAX = POOL_THREADS_MAX };
 
 struct frozen_matrix { /* W (N, I), which never learns; see weights.h for which form is there */
     real *rows;        /* row-major */
-    uint16_t *forward; /* or packed for X W^T */
-    uint16_t *back;    /* and for dY W; see bf16.h */
+    uint16_t *tiles;   /* or packed as the right factor of X W^T, see bf16.h */
 };
 
 /* Numbers that go from one product to the next through a row loop at most: bf16 where the table is `packed`, else real. The

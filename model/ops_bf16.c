@@ -11,6 +11,7 @@
 enum {
     STEPS_MAX = 64,     /* k of a piece, in steps */
     PIECE_TILES = 1024, /* of one factor: 1 MB */
+    TURNED_TILES = 2 * PIECE_TILES,
     BLOCK = 2 * BF16_ROWS
 };
 
@@ -153,103 +154,168 @@ static void linear_dw(struct pool *pool, float *dW, size_t lddw, const float *dY
 
 /* ------------------------------------------------------------------ a frozen matrix and what learns beside it */
 
-/* Both ways are one: Z (M, width) = X P^T;  Y (M, N) = X W^T + Z Q^T, with P (width, K) and Q (N, width). */
+/* Both ways are one: Z (M, width) = X P^T;  Y (M, N) = X W^T + Z Q^T, with P (width, K) and Q (N, width). It is done in pieces of N
+ * and K. For the way back W is packed as K rows of N: the threads turn a piece together, each some columns, into their
+ * workspaces, and all read all of it. */
 struct beside {
     struct activation Y, X;
     float *Z;
-    const uint16_t *W; /* packed: N rows of K */
+    const uint16_t *W;
+    bool back;
     struct factor P, Q;
     uint32_t M, N, K, width;
     const float *addend;
     struct pool *pool;
+    uint32_t n, columns, step, steps; /* the piece */
 };
 
-/* Thread's part: rows [row, end) of X, columns [n, N) of Y. */
-static void beside_part(const struct beside *b, uint32_t row, uint32_t end, uint32_t n, uint32_t N, uint16_t *left)
+/* The turned columns [begin, end) of the piece, which are the thread's. */
+static uint16_t *turned_by(const struct beside *b, uint32_t thread, uint32_t *begin, uint32_t *end)
 {
-    const uint32_t steps = (uint32_t)bf16_steps(b->K), more = (uint32_t)bf16_steps(b->width);
-    const uint32_t depth = b->Y.half ? steps : equal_piece(steps, STEPS_MAX, 1), strip = depth + more;
-    CHECK(2 * strip <= PIECE_TILES);
-    const uint32_t piece = equal_piece(end - row, PIECE_TILES / strip * BF16_ROWS / BLOCK * BLOCK, BLOCK);
-    const uint16_t *W = b->W + n / BF16_ROWS * (size_t)steps * BF16_TILE;
-    uint16_t *P = left + (size_t)PIECE_TILES * BF16_TILE, *Q = P + bf16_strips(b->width) * steps * BF16_TILE;
-    if (b->width) {
-        pack_piece(P, BF16_RIGHT, steps, &b->P, 1, 0, b->width, 0, b->K);
-        pack_piece(Q, BF16_RIGHT, more, &b->Q, 1, n, N - n, 0, b->width);
-    }
-    for (uint32_t m = row; m < end; m += piece)
-        for (uint32_t s = 0; s < steps; s += depth) {
-            const uint32_t rows = least(piece, end - m), here = least(depth, steps - s), k = s * BF16_STEP;
-            const bool last = s + here == steps;
-            const size_t at = (size_t)m * b->N + n;
-            void *y = number_at(b->Y.data, b->Y.half, at);
-            const struct bf16_target Y = {y, b->N, s > 0 ? y : b->addend ? b->addend + at : NULL, false, b->Y.half};
-            float *Z = b->Z + (size_t)m * b->width;
-            const struct bf16_target sums = {Z, b->width, s > 0 ? Z : NULL, false, false};
-            struct bf16_right parts[2] = {{P + s * BF16_TILE, steps, here}, {Q, more, 0}};
-            bf16_pack(
-                left, BF16_LEFT, strip, 0,
-                (struct bf16_source){number_at(b->X.data, b->X.half, (size_t)m * b->K + k), b->K, false, 1, b->X.half},
-                rows, least(here * BF16_STEP, b->K - k));
-            if (b->width)
-                bf16_multiply(unit, sums, left, strip, parts, rows, b->width);
-            if (b->width && last) {
-                bf16_pack(left, BF16_LEFT, strip, here, (struct bf16_source){Z, b->width, false, 1, false}, rows,
-                          b->width);
-                parts[1].steps = more;
-            }
-            parts[0].tiles = W + s * BF16_TILE;
-            bf16_multiply(unit, Y, left, strip, parts, rows, N - n);
-        }
+    pool_share(b->columns, BLOCK, thread, pool_threads(b->pool), begin, end);
+    return (uint16_t *)pool_workspace(b->pool, thread) + (size_t)PIECE_TILES * BF16_TILE;
 }
 
-/* By rows; by columns where each thread would read a matrix far larger than its rows (the head). */
+static void turn_share(void *arg, uint32_t thread)
+{
+    const struct beside *b = arg;
+    uint32_t begin, end;
+    uint16_t *turned = turned_by(b, thread, &begin, &end);
+    if (begin < end)
+        bf16_turn(turned, b->W, b->K, b->N, b->n + begin, end - begin, b->step, b->steps);
+}
+
+/* Y's columns [n + first, n + last) of packed rows, which Z's follow where `parts` says so. */
+static void multiply_part(const struct beside *b, struct bf16_target Y, const uint16_t *left, size_t strip,
+                          struct bf16_right parts[2], uint32_t rows, uint32_t first, uint32_t last)
+{
+    const size_t steps = bf16_steps(b->K);
+    const uint16_t *Q = parts[1].tiles;
+    if (!b->back) {
+        const size_t row = (b->n + first) / BF16_ROWS;
+        parts[0] = (struct bf16_right){b->W + (row * steps + b->step) * BF16_TILE, steps, b->steps};
+        bf16_multiply(unit, Y, left, strip, parts, rows, last - first);
+        return;
+    }
+    for (uint32_t thread = 0, begin, end; thread < pool_threads(b->pool); thread++) {
+        struct bf16_target to = Y;
+        parts[0] = (struct bf16_right){turned_by(b, thread, &begin, &end), b->steps, b->steps};
+        parts[1].tiles = Q + begin / BF16_ROWS * parts[1].strip * BF16_TILE;
+        to.data = number_at(Y.data, Y.half, begin);
+        to.addend = Y.addend ? Y.addend + begin : NULL;
+        bf16_multiply(unit, to, left, strip, parts, rows, end - begin);
+    }
+}
+
+/* Rows [row, end) of X, columns [first, last) of the piece; on the way back, all of them. */
+static void beside_part(const struct beside *b, uint32_t row, uint32_t end, uint32_t first, uint32_t last,
+                        uint16_t *left)
+{
+    const uint32_t more = (uint32_t)bf16_steps(b->width), strip = b->steps + more;
+    const uint32_t piece = equal_piece(end - row, PIECE_TILES / strip * BF16_ROWS / BLOCK * BLOCK, BLOCK);
+    const uint32_t k = b->step * BF16_STEP, K = least(b->steps * BF16_STEP, b->K - k);
+    uint16_t *P = left + (size_t)(PIECE_TILES + TURNED_TILES) * BF16_TILE,
+             *Q = P + bf16_strips(b->width) * b->steps * BF16_TILE;
+    if (b->width) {
+        pack_piece(P, BF16_RIGHT, b->steps, &b->P, 1, 0, b->width, k, K);
+        pack_piece(Q, BF16_RIGHT, more, &b->Q, 1, b->n + first, last - first, 0, b->width);
+    }
+    for (uint32_t m = row; m < end; m += piece) {
+        const uint32_t rows = least(piece, end - m);
+        const size_t at = (size_t)m * b->N + b->n + first;
+        void *y = number_at(b->Y.data, b->Y.half, at), *x = number_at(b->X.data, b->X.half, (size_t)m * b->K + k);
+        const float *addend = k > 0 ? y : b->addend ? b->addend + at : NULL;
+        float *Z = b->Z + (size_t)m * b->width;
+        struct bf16_right parts[2] = {{P, b->steps, b->steps}, {Q, more, 0}};
+        bf16_pack(left, BF16_LEFT, strip, 0, (struct bf16_source){x, b->K, false, 1, b->X.half}, rows, K);
+        if (b->width && b->n == 0)
+            bf16_multiply(unit, (struct bf16_target){Z, b->width, k > 0 ? Z : NULL, false, false}, left, strip, parts,
+                          rows, b->width);
+        if (b->width && k + K == b->K) {
+            bf16_pack(left, BF16_LEFT, strip, b->steps, (struct bf16_source){Z, b->width, false, 1, false}, rows,
+                      b->width);
+            parts[1].steps = more;
+        }
+        multiply_part(b, (struct bf16_target){y, b->N, addend, false, b->Y.half}, left, strip, parts, rows, first,
+                      last);
+    }
+}
+
+/* By rows; by columns where each thread would read a matrix far larger than its rows (the head, forward). */
 static void beside_share(void *arg, uint32_t thread)
 {
     const struct beside *b = arg;
     const uint32_t threads = pool_threads(b->pool);
     uint32_t begin, end;
-    if (!b->width && b->N > 8 * b->M) {
-        pool_share(b->N, BLOCK, thread, threads, &begin, &end);
+    if (!b->back && !b->width && b->N > 8 * b->M) {
+        pool_share(b->columns, BLOCK, thread, threads, &begin, &end);
         beside_part(b, 0, b->M, begin, end, pool_workspace(b->pool, thread));
     } else {
         pool_share(b->M, BLOCK, thread, threads, &begin, &end);
-        beside_part(b, begin, end, 0, b->N, pool_workspace(b->pool, thread));
+        beside_part(b, begin, end, 0, b->columns, pool_workspace(b->pool, thread));
     }
+}
+
+static void beside_run(struct beside b)
+{
+    const uint32_t steps = (uint32_t)bf16_steps(b.K);
+    const uint32_t depth = b.Y.half ? steps : equal_piece(steps, STEPS_MAX, 1); /* a bf16 Y takes no addend */
+    const uint32_t turned = TURNED_TILES / depth * BF16_ROWS / BLOCK * BLOCK * pool_threads(b.pool);
+    const uint32_t wide = b.back ? equal_piece(b.N, turned, BLOCK) : b.N;
+    CHECK(2 * (depth + bf16_steps(b.width)) <= PIECE_TILES);
+    do { /* once where Y has no columns: Z alone is wanted */
+        b.columns = least(wide, b.N - b.n);
+        for (b.step = 0; b.step < steps; b.step += depth) {
+            b.steps = least(depth, steps - b.step);
+            const uint64_t numbers = (uint64_t)b.steps * BF16_STEP * (b.columns + b.width);
+            if (b.back)
+                pool_run(b.pool, numbers, turn_share, &b);
+            pool_run(b.pool, b.M * numbers, beside_share, &b);
+        }
+        b.n += b.columns;
+    } while (b.n < b.N);
 }
 
 static void frozen(struct pool *pool, struct activation Y, float *U, struct activation X, const struct frozen_matrix *W,
                    const struct low_rank *low, uint32_t M, uint32_t N, uint32_t I, const float *addend)
 {
-    struct beside b = {Y,
-                       X,
-                       U,
-                       W->forward,
-                       {low->A, I, false, low->width, false},
-                       {low->S, low->width, false, N, false},
-                       M,
-                       N,
-                       I,
-                       low->width,
-                       addend,
-                       pool};
-    pool_run(pool, (uint64_t)M * (N + low->width) * I, beside_share, &b);
+    const struct beside b = {.Y = Y,
+                             .X = X,
+                             .Z = U,
+                             .W = W->tiles,
+                             .P = {low->A, I, false, low->width, false},
+                             .Q = {low->S, low->width, false, N, false},
+                             .M = M,
+                             .N = N,
+                             .K = I,
+                             .width = low->width,
+                             .addend = addend,
+                             .pool = pool};
+    beside_run(b);
 }
 
 static void frozen_dx(struct pool *pool, struct activation dX, float *dU, struct activation dY,
                       const struct frozen_matrix *W, const struct low_rank *low, uint32_t M, uint32_t N, uint32_t I)
 {
-    struct beside b = {
-        dX, dY,         dU,   W->back, {low->S, low->width, true, low->width, false}, {low->A, I, true, I, false}, M, I,
-        N,  low->width, NULL, pool};
-    pool_run(pool, (uint64_t)M * N * I, beside_share, &b);
+    const struct beside b = {.Y = dX,
+                             .X = dY,
+                             .Z = dU,
+                             .W = W->tiles,
+                             .back = true,
+                             .P = {low->S, low->width, true, low->width, false},
+                             .Q = {low->A, I, true, I, false},
+                             .M = M,
+                             .N = I,
+                             .K = N,
+                             .width = low->width,
+                             .pool = pool};
+    beside_run(b);
 }
 
 static size_t workspace(uint32_t side_max, uint32_t width_max)
 {
-    const size_t plain = (size_t)PIECE_TILES * BF16_TILE_BYTES;
-    const size_t right = bf16_bytes(width_max, side_max) + bf16_bytes(side_max, width_max);
-    return plain + (right > plain ? right : plain);
+    const size_t beside = bf16_bytes(width_max, side_max) + bf16_bytes(side_max, width_max);
+    return (size_t)(PIECE_TILES + TURNED_TILES) * BF16_TILE_BYTES + beside; /* two plain factors take less */
 }
 
 /* ------------------------------------------------------------------ attention */

@@ -297,8 +297,7 @@ static void forward(struct transformer *t, const real *block, const struct packe
         for (uint32_t i = packed->cu_seqlens[s]; i < packed->cu_seqlens[s + 1]; i++)
             t->position[i] = i - packed->cu_seqlens[s];
     for (size_t m = 0; m < packed->n_rows; m++)
-        memcpy(t->layers[0].x + m * a->d_model, t->w->embed + (size_t)packed->tokens[m] * a->d_model,
-               a->d_model * sizeof(real));
+        weights_embed(t->w, packed->tokens[m], t->layers[0].x + m * a->d_model);
     for (uint32_t l = 0; l < a->n_layers; l++) {
         forward_attention(t, l, block, packed);
         forward_ffn(t, l, block, l + 1 < a->n_layers ? t->layers[l + 1].x : t->x_out,

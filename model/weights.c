@@ -1,6 +1,7 @@
 #include "model/weights.h"
 
 #include <stdlib.h>
+#include <string.h>
 
 #include "base/buf.h"
 #include "model/arena.h"
@@ -10,19 +11,15 @@ static struct frozen_matrix matrix(const struct weights *w, struct arena *arena,
 {
     if (!w->packed)
         return (struct frozen_matrix){.rows = arena_reals(arena, N * I)};
-    return (struct frozen_matrix){.forward = arena_take(arena, bf16_bytes(N, I)),
-                                  .back = arena_take(arena, bf16_bytes(I, N))};
+    return (struct frozen_matrix){.tiles = arena_take(arena, bf16_bytes(N, I))};
 }
 
 static void layout(struct weights *w, struct arena *arena)
 {
     const struct arch *a = &w->arch;
     size_t C = a->d_model, F = a->d_ff, D = a->head_dim, Q = a->n_heads * D, QKV = Q + 2 * a->n_kv_heads * D;
-    w->embed = arena_reals(arena, a->vocab_size * C);
-    if (a->tied_head && !w->packed)
-        w->head = (struct frozen_matrix){.rows = w->embed};
-    else
-        w->head = matrix(w, arena, a->vocab_size, C);
+    w->embed = matrix(w, arena, a->vocab_size, C);
+    w->head = a->tied_head ? w->embed : matrix(w, arena, a->vocab_size, C);
     w->out_norm = arena_reals(arena, C);
     for (uint32_t l = 0; l < a->n_layers; l++) {
         struct layer_weights skipped, *layer = w->layers ? &w->layers[l] : &skipped;
@@ -36,6 +33,16 @@ static void layout(struct weights *w, struct arena *arena)
         layer->gate_up = matrix(w, arena, 2 * F, C);
         layer->down = matrix(w, arena, C, F);
     }
+}
+
+void weights_embed(const struct weights *weights, uint32_t token, real *x)
+{
+    size_t C = weights->arch.d_model;
+    if (!weights->packed)
+        memcpy(x, weights->embed.rows + token * C, C * sizeof *x);
+    else
+        for (size_t i = 0; i < C; i++)
+            x[i] = (real)bf16_at(weights->embed.tiles, C, token, i);
 }
 
 uint64_t weights_bytes(const struct arch *arch, bool packed)

@@ -1,7 +1,6 @@
 /* weights.h - a frozen base as the engine wants it: each matrix in one form, q/k/v and gate/up one above the other.
  *
- * The form is f32 (`real`) rows, or, packed, bf16 tiles for ops_bf16: one set for the way forward and one for the way back. Norms,
- * biases and the embedding are f32 in both.
+ * The form is f32 (`real`) rows, or, packed, bf16 tiles for ops_bf16. Norms and biases are f32 in both.
  * Hugging Face row order, row-major (out, in), so Y = X W^T. Legend of shapes: ops.h. Shared read-only by any number of
  * trainers, evaluators and generators; no locks.
  */
@@ -30,9 +29,9 @@ struct layer_weights {
 struct weights {
     struct arch arch;
     bool packed;
-    real *embed;               /* (V, C) */
-    real *out_norm;            /* (C) */
-    struct frozen_matrix head; /* (V, C); its rows are embed's memory when the head is tied */
+    struct frozen_matrix embed; /* (V, C) */
+    real *out_norm;             /* (C) */
+    struct frozen_matrix head;  /* (V, C); embed's memory when the head is tied */
     struct layer_weights *layers;
     float *rope_factors; /* (D/2) each frequency is divided by its factor; NULL: none is */
     uint64_t bytes;      /* of the one mapping behind all of it */
@@ -51,5 +50,8 @@ enum status weights_load(const struct base *base, const struct ops *ops, struct 
 /* Turns *weights from f32 rows into tiles, giving back each matrix when it has been packed. The CPU must have a bf16_unit(). */
 enum status weights_pack(struct weights **weights, struct err *err);
 void weights_free(struct weights *weights);
+
+/* x (C) = the embedding of a token */
+void weights_embed(const struct weights *weights, uint32_t token, real *x);
 
 #endif

@@ -15,7 +15,7 @@ enum status weights_load(const struct base *base, const struct ops *ops, struct 
         return st;
     uint32_t F = a->d_ff, Q = a->n_heads * a->head_dim, K = a->n_kv_heads * a->head_dim;
     size_t C = a->d_model;
-    base_rows(base, BASE_EMBED, 0, 0, a->vocab_size, w->embed);
+    base_rows(base, BASE_EMBED, 0, 0, a->vocab_size, w->embed.rows);
     base_rows(base, BASE_OUT_NORM, 0, 0, 1, w->out_norm);
     if (!a->tied_head)
         base_rows(base, BASE_HEAD, 0, 0, a->vocab_size, w->head.rows);
@@ -50,15 +50,9 @@ enum status weights_load(const struct base *base, const struct ops *ops, struct 
     return st;
 }
 
-static void pack(const struct frozen_matrix *to, const struct frozen_matrix *from, uint32_t N, uint32_t I)
-{
-    bf16_pack(to->forward, BF16_RIGHT, bf16_steps(I), 0, (struct bf16_source){from->rows, I, false, 1, false}, N, I);
-    bf16_pack(to->back, BF16_RIGHT, bf16_steps(N), 0, (struct bf16_source){from->rows, I, true, 1, false}, I, N);
-}
-
 static void move(const struct frozen_matrix *to, const struct frozen_matrix *from, uint32_t N, uint32_t I)
 {
-    pack(to, from, N, I);
+    bf16_pack(to->tiles, BF16_RIGHT, bf16_steps(I), 0, (struct bf16_source){from->rows, I, false, 1, false}, N, I);
     arena_forget(from->rows, (size_t)N * I * sizeof(real));
 }
 
@@ -70,9 +64,9 @@ enum status weights_pack(struct weights **weights, struct err *err)
     if (st != ST_OK)
         return st;
     uint32_t C = a->d_model, F = a->d_ff, D = a->head_dim, Q = a->n_heads * D, QKV = Q + 2 * a->n_kv_heads * D;
-    pack(&to->head, &from->head, a->vocab_size, C);
-    memcpy(to->embed, from->embed, (size_t)a->vocab_size * C * sizeof(real));
-    arena_forget(from->embed, (size_t)a->vocab_size * C * sizeof(real));
+    move(&to->embed, &from->embed, a->vocab_size, C);
+    if (!a->tied_head)
+        move(&to->head, &from->head, a->vocab_size, C);
     memcpy(to->out_norm, from->out_norm, C * sizeof(real));
     for (uint32_t l = 0; l < a->n_layers; l++) {
         const struct layer_weights *in = &from->layers[l], *out = &to->layers[l];

@@ -181,9 +181,8 @@ static void test_frozen(struct pool *pool)
                   *A = random_floats((size_t)R * K + 1);
             float *S = random_floats((size_t)N * R + 1), *U = random_floats((size_t)M * R + 1),
                   *U2 = random_floats((size_t)M * R + 1);
-            struct frozen_matrix packed = {W, tiles(N, K), tiles(K, N)};
-            bf16_pack(packed.forward, BF16_RIGHT, bf16_steps(K), 0, (struct bf16_source){W, K, false, 1, false}, N, K);
-            bf16_pack(packed.back, BF16_RIGHT, bf16_steps(N), 0, (struct bf16_source){W, K, true, 1, false}, K, N);
+            struct frozen_matrix packed = {W, tiles(N, K)};
+            bf16_pack(packed.tiles, BF16_RIGHT, bf16_steps(K), 0, (struct bf16_source){W, K, false, 1, false}, N, K);
             const struct low_rank low = {A, S, R};
             float *Y = random_floats((size_t)M * N), *Y2 = xmemdup(Y, (size_t)M * N * sizeof *Y);
             ops_ref.linear(pool, Y, N, X, K, W, K, M, N, K, 1, accumulate);
@@ -204,8 +203,33 @@ static void test_frozen(struct pool *pool)
             EXPECT(distance(dX, dX2, (size_t)M * K) < 1e-3);
             EXPECT(!R || distance(U, U2, (size_t)M * R) < 1.0 / 256);
             free(W), free(X), free(A), free(S), free(U), free(U2), free(Y), free(Y2), free(dX), free(dX2);
-            free(packed.forward), free(packed.back);
+            free(packed.tiles);
         }
+}
+
+/* Any piece of the turned factor is what packing across would have made of it. */
+static void test_turn(void)
+{
+    static const uint32_t sizes[][6] = {/* N, I, i, columns, step, steps */
+                                        {32, 32, 0, 32, 0, 1},    {16, 16, 0, 16, 0, 1},     {3, 40, 32, 8, 0, 1},
+                                        {96, 70, 0, 70, 1, 2},    {2300, 64, 32, 32, 7, 65}, {81, 49, 0, 49, 0, 3},
+                                        {40, 2600, 640, 64, 1, 1}};
+    for (size_t c = 0; c < sizeof sizes / sizeof sizes[0]; c++) {
+        const uint32_t N = sizes[c][0], I = sizes[c][1], i = sizes[c][2], columns = sizes[c][3], step = sizes[c][4],
+                       steps = sizes[c][5];
+        float *W = random_floats((size_t)N * I);
+        uint16_t *forward = tiles(N, I), *back = tiles(I, N), *turned = tiles(columns, (size_t)steps * BF16_STEP);
+        bf16_pack(forward, BF16_RIGHT, bf16_steps(I), 0, (struct bf16_source){W, I, false, 1, false}, N, I);
+        bf16_pack(back, BF16_RIGHT, bf16_steps(N), 0, (struct bf16_source){W, I, true, 1, false}, I, N);
+        bf16_turn(turned, forward, N, I, i, columns, step, steps);
+        for (size_t at = 0; at < (size_t)N * I; at += 13)
+            EXPECT(bf16_at(forward, I, at / I, at % I) == W[at]);
+        for (size_t strip = 0; strip < bf16_strips(columns); strip++)
+            EXPECT(!memcmp(turned + strip * steps * BF16_TILE,
+                           back + ((i / BF16_ROWS + strip) * bf16_steps(N) + step) * BF16_TILE,
+                           (size_t)steps * BF16_TILE_BYTES));
+        free(W), free(forward), free(back), free(turned);
+    }
 }
 
 static void test_attention(struct pool *pool)
@@ -350,6 +374,7 @@ int main(void)
     printf("  %s\n", bf16_unit() == BF16_AMX ? "amx and avx512" : "avx512");
     RUN(test_products_are_exact);
     RUN(test_rounding);
+    RUN(test_turn);
     for (uint32_t threads = 1; threads <= 3; threads += 2) {
         struct pool *pool = make_pool(threads);
         test_plain_products(pool);

@@ -73,7 +73,7 @@ static void freeze(void)
     uint32_t C = small.d_model, F = small.d_ff, D = small.head_dim, Q = small.n_heads * D, K = small.n_kv_heads * D;
     frozen = (struct frozen){.arch = small, .out_norm = weights->out_norm};
     frozen.layers = xcalloc(small.n_layers, sizeof *frozen.layers);
-    frozen.embed = f32_matrix(weights->embed, VOCAB, C);
+    frozen.embed = f32_matrix(weights->embed.rows, VOCAB, C);
     frozen.head = f32_matrix(weights->head.rows, VOCAB, C);
     for (uint32_t l = 0; l < small.n_layers; l++) {
         const struct layer_weights *w = &weights->layers[l];

@@ -39,7 +39,7 @@ static struct weights *random_weights(const struct arch *a, uint64_t seed)
     if (!EXPECT_ST(weights_new(a, false, &w, &err), ST_OK, &err))
         exit(1);
     size_t C = a->d_model, Q = a->n_heads * a->head_dim, QKV = Q + 2 * a->n_kv_heads * a->head_dim;
-    fill(&rng, w->embed, a->vocab_size * C, 1, 0);
+    fill(&rng, w->embed.rows, a->vocab_size * C, 1, 0);
     if (!a->tied_head)
         fill(&rng, w->head.rows, a->vocab_size * C, 1, 0);
     fill(&rng, w->out_norm, C, 0.2, 1);
