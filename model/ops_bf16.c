@@ -362,6 +362,15 @@ static size_t scratch_each(uint32_t G, uint32_t D, uint32_t seq_max)
     return layout(&r, NULL, G, D, seq_max);
 }
 
+/* As stack_heads(), of bf16. */
+static void stack_halves(float *stacked, const uint16_t *from, size_t ld, const struct tile_view *v, uint32_t r0,
+                         uint32_t n)
+{
+    for (size_t g = 0; g < v->G; g++)
+        for (size_t r = 0; r < n; r++)
+            simd_widen(stacked + (g * n + r) * v->D, from + (r0 + r) * ld + g * v->D, v->D);
+}
+
 /* C (M, N) = left (over K) times a right factor that is packed already, of strips `strip`. */
 static void times(float *C, size_t ldc, struct bf16_source left, uint16_t *packed, const uint16_t *right, size_t strip,
                   uint32_t M, uint32_t N, uint32_t K, bool accumulate)
@@ -376,13 +385,14 @@ static void forward_tile(const struct tiles *t, uint32_t sample, uint32_t kv_hea
 {
     const struct tile_view v = view_of(t->a, sample, kv_head);
     const size_t by_head = bf16_steps(v.D), by_keys = bf16_steps(v.T);
+    const uint16_t *qkv = t->qkv;
     struct room r;
     layout(&r, scratch, v.G, v.D, v.T);
-    bf16_pack(r.k_along, BF16_RIGHT, by_head, 0, (struct bf16_source){t->qkv + v.k, v.ld, false, 1, false}, v.T, v.D);
-    bf16_pack(r.v_across, BF16_RIGHT, by_keys, 0, (struct bf16_source){t->qkv + v.v, v.ld, true, 1, false}, v.D, v.T);
+    bf16_pack(r.k_along, BF16_RIGHT, by_head, 0, (struct bf16_source){qkv + v.k, v.ld, false, 1, true}, v.T, v.D);
+    bf16_pack(r.v_across, BF16_RIGHT, by_keys, 0, (struct bf16_source){qkv + v.v, v.ld, true, 1, true}, v.D, v.T);
     for (uint32_t r0 = 0; r0 < v.T; r0 += BLOCK_ROWS) {
         uint32_t n = least(v.T - r0, BLOCK_ROWS), keys = r0 + n, rows = v.G * n;
-        stack_heads(r.Q, t->qkv + v.q, v.ld, &v, r0, n);
+        stack_halves(r.Q, qkv + v.q, v.ld, &v, r0, n);
         times(r.P, keys, (struct bf16_source){r.Q, v.D, false, v.scale, false}, r.left, r.k_along, by_head, rows, keys,
               v.D, false);
         softmax(t, &v, r.P, keys, r0, n);
@@ -397,17 +407,18 @@ static void backward_tile(const struct tiles *t, uint32_t sample, uint32_t kv_he
     const struct tile_view v = view_of(t->a, sample, kv_head);
     const size_t by_head = bf16_steps(v.D), by_keys = bf16_steps(v.T);
     float *dk = t->dqkv + v.k, *dv = t->dqkv + v.v;
+    const uint16_t *qkv = t->qkv;
     struct room r;
     layout(&r, scratch, v.G, v.D, v.T);
-    bf16_pack(r.k_along, BF16_RIGHT, by_head, 0, (struct bf16_source){t->qkv + v.k, v.ld, false, 1, false}, v.T, v.D);
-    bf16_pack(r.v_along, BF16_RIGHT, by_head, 0, (struct bf16_source){t->qkv + v.v, v.ld, false, 1, false}, v.T, v.D);
-    bf16_pack(r.k_across, BF16_RIGHT, by_keys, 0, (struct bf16_source){t->qkv + v.k, v.ld, true, 1, false}, v.D, v.T);
+    bf16_pack(r.k_along, BF16_RIGHT, by_head, 0, (struct bf16_source){qkv + v.k, v.ld, false, 1, true}, v.T, v.D);
+    bf16_pack(r.v_along, BF16_RIGHT, by_head, 0, (struct bf16_source){qkv + v.v, v.ld, false, 1, true}, v.T, v.D);
+    bf16_pack(r.k_across, BF16_RIGHT, by_keys, 0, (struct bf16_source){qkv + v.k, v.ld, true, 1, true}, v.D, v.T);
     clear_rows(dk, v.ld, v.T, v.D);
     clear_rows(dv, v.ld, v.T, v.D);
     for (uint32_t r0 = 0; r0 < v.T; r0 += BLOCK_ROWS) {
         uint32_t n = least(v.T - r0, BLOCK_ROWS), keys = r0 + n, rows = v.G * n;
         const size_t by_rows = bf16_steps(rows);
-        stack_heads(r.Q, t->qkv + v.q, v.ld, &v, r0, n);
+        stack_halves(r.Q, qkv + v.q, v.ld, &v, r0, n);
         stack_heads(r.O, t->dout + v.o, v.ldo, &v, r0, n);
         times(r.P, keys, (struct bf16_source){r.Q, v.D, false, v.scale, false}, r.left, r.k_along, by_head, rows, keys,
               v.D, false);
@@ -435,6 +446,7 @@ const struct ops ops_bf16 = {.name = "bf16",
                              .frozen_dx = frozen_dx,
                              .linear_half_dw = linear_half_dw,
                              .rmsnorm_half = rows_rmsnorm_half,
+                             .round = rows_round,
                              .swiglu = rows_swiglu_half,
                              .swiglu_back = rows_swiglu_half_back,
                              .workspace = workspace,

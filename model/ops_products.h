@@ -112,12 +112,13 @@ static void forward_tile(const struct tiles *t, uint32_t sample, uint32_t kv_hea
     struct tile_view v = view_of(t->a, sample, kv_head);
     float *P = scratch, *Q = P + 2 * round16((size_t)v.G * BLOCK_ROWS * v.T);
     float *O = Q + round16((size_t)v.G * BLOCK_ROWS * v.D);
+    const float *qkv = t->qkv;
     for (uint32_t r0 = 0; r0 < v.T; r0 += BLOCK_ROWS) {
         uint32_t n = v.T - r0 < BLOCK_ROWS ? v.T - r0 : BLOCK_ROWS, keys = r0 + n, rows = v.G * n;
-        stack_heads(Q, t->qkv + v.q, v.ld, &v, r0, n);
-        multiply(&(struct product){false, true, rows, keys, v.D, v.scale, 0, Q, t->qkv + v.k, P, v.D, v.ld, keys, 0});
+        stack_heads(Q, qkv + v.q, v.ld, &v, r0, n);
+        multiply(&(struct product){false, true, rows, keys, v.D, v.scale, 0, Q, qkv + v.k, P, v.D, v.ld, keys, 0});
         softmax(t, &v, P, keys, r0, n);
-        multiply(&(struct product){false, false, rows, v.D, keys, 1, 0, P, t->qkv + v.v, O, keys, v.ld, v.D, 0});
+        multiply(&(struct product){false, false, rows, v.D, keys, 1, 0, P, qkv + v.v, O, keys, v.ld, v.D, 0});
         unstack_heads(t->out + v.o, v.ldo, O, &v, r0, n);
     }
 }
@@ -128,13 +129,13 @@ static void backward_tile(const struct tiles *t, uint32_t sample, uint32_t kv_he
     float *P = scratch, *S = P + round16((size_t)v.G * BLOCK_ROWS * v.T);
     float *Q = S + round16((size_t)v.G * BLOCK_ROWS * v.T), *O = Q + round16((size_t)v.G * BLOCK_ROWS * v.D);
     float *dQ = O + round16((size_t)v.G * BLOCK_ROWS * v.D);
-    const float *k = t->qkv + v.k, *val = t->qkv + v.v;
+    const float *qkv = t->qkv, *k = qkv + v.k, *val = qkv + v.v;
     float *dk = t->dqkv + v.k, *dv = t->dqkv + v.v;
     clear_rows(dk, v.ld, v.T, v.D);
     clear_rows(dv, v.ld, v.T, v.D);
     for (uint32_t r0 = 0; r0 < v.T; r0 += BLOCK_ROWS) {
         uint32_t n = v.T - r0 < BLOCK_ROWS ? v.T - r0 : BLOCK_ROWS, keys = r0 + n, rows = v.G * n;
-        stack_heads(Q, t->qkv + v.q, v.ld, &v, r0, n);
+        stack_heads(Q, qkv + v.q, v.ld, &v, r0, n);
         stack_heads(O, t->dout + v.o, v.ldo, &v, r0, n);
         multiply(&(struct product){false, true, rows, keys, v.D, v.scale, 0, Q, k, P, v.D, v.ld, keys, 0});
         multiply(&(struct product){false, true, rows, keys, v.D, 1, 0, O, val, S, v.D, v.ld, keys, 0});

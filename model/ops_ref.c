@@ -134,9 +134,10 @@ static double dot(const real *a, const real *b, uint32_t n)
     return sum;
 }
 
-static void attention(struct pool *pool, real *out, real *lse, const real *qkv, const struct attention *a)
+static void attention(struct pool *pool, real *out, real *lse, const void *activations, const struct attention *a)
 {
     (void)pool;
+    const real *qkv = activations;
     uint32_t D = a->head_dim, H = a->n_heads, K = a->n_kv_heads;
     size_t ld = (size_t)(H + 2 * K) * D, ldo = (size_t)H * D;
     double scale = 1 / sqrt((double)D);
@@ -163,9 +164,10 @@ static void attention(struct pool *pool, real *out, real *lse, const real *qkv, 
 
 /* p = exp(scale q.k - lse); dv += p do; dp = do.v; ds = p (dp - do.o); dq += scale ds k; dk += scale ds q */
 static void attention_back(struct pool *pool, real *dqkv, const real *dout, const real *out, const real *lse,
-                           const real *qkv, const struct attention *a)
+                           const void *activations, const struct attention *a)
 {
     (void)pool;
+    const real *qkv = activations;
     uint32_t D = a->head_dim, H = a->n_heads, K = a->n_kv_heads;
     size_t ld = (size_t)(H + 2 * K) * D, ldo = (size_t)H * D;
     double scale = 1 / sqrt((double)D);

@@ -140,6 +140,16 @@ static void rmsnorm_half_row(const struct rows *r, size_t m)
     simd_rmsnorm_half(r->half_out + m * r->C, r->in + m * r->C, r->w, r->x, r->C);
 }
 
+static void round_row(const struct rows *r, size_t m)
+{
+    simd_round(r->half_out + m * r->C, r->in + m * r->C, r->C);
+}
+
+void rows_round(struct pool *pool, uint16_t *Y, const float *X, uint32_t M, uint32_t C)
+{
+    rows_all(pool, (struct rows){.row = round_row, .half_out = Y, .in = X, .M = M, .C = C});
+}
+
 void rows_rmsnorm_half(struct pool *pool, uint16_t *Y, const float *X, const float *w, uint32_t M, uint32_t C,
                        float eps)
 {

@@ -21,7 +21,8 @@ struct tiles {
     void (*tile)(const struct tiles *t, uint32_t sample, uint32_t kv_head, float *scratch);
     const struct attention *a;
     float *out, *lse, *dqkv;
-    const float *qkv, *dout, *saved_out, *saved_lse;
+    const float *dout, *saved_out, *saved_lse;
+    const void *qkv; /* activations */
     size_t scratch_each;
     atomic_uint next;
 };
@@ -143,14 +144,14 @@ static void tiles_all(struct pool *pool, struct tiles *t)
     pool_run(pool, work, tiles_share, t);
 }
 
-static void attention(struct pool *pool, float *out, float *lse, const float *qkv, const struct attention *a)
+static void attention(struct pool *pool, float *out, float *lse, const void *qkv, const struct attention *a)
 {
     struct tiles t = {.tile = forward_tile, .a = a, .out = out, .lse = lse, .qkv = qkv};
     tiles_all(pool, &t);
 }
 
 static void attention_back(struct pool *pool, float *dqkv, const float *dout, const float *out, const float *lse,
-                           const float *qkv, const struct attention *a)
+                           const void *qkv, const struct attention *a)
 {
     struct tiles t = {
         .tile = backward_tile, .a = a, .dqkv = dqkv, .dout = dout, .saved_out = out, .saved_lse = lse, .qkv = qkv};

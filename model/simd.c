@@ -227,6 +227,18 @@ INLINE uint16_t to_half(float x)
     return (uint16_t)((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
 }
 
+MODEL_CLONES void simd_round(uint16_t *y, const float *x, uint32_t n)
+{
+    for (uint32_t i = 0; i < n; i++)
+        y[i] = to_half(x[i]);
+}
+
+MODEL_CLONES void simd_widen(float *y, const uint16_t *x, uint32_t n)
+{
+    for (uint32_t i = 0; i < n; i++)
+        y[i] = from_half(x[i]);
+}
+
 MODEL_CLONES void simd_rmsnorm_half(uint16_t *y, const float *x, const float *w, float eps, uint32_t n)
 {
     const float r = inverse_rms(x, eps, n);

@@ -45,6 +45,8 @@ void simd_rope(float *x, const float *cosine, const float *sine, float sign, uin
 void simd_swiglu(float *y, const float *gate, const float *up, uint32_t n);
 void simd_swiglu_back(float *gate, float *up, float *y, const float *dy, uint32_t n);
 /* The same on bf16 numbers, rounded to nearest even at the end. */
+void simd_round(uint16_t *y, const float *x, uint32_t n);
+void simd_widen(float *y, const uint16_t *x, uint32_t n);
 void simd_rmsnorm_half(uint16_t *y, const float *x, const float *w, float eps, uint32_t n);
 void simd_swiglu_half(uint16_t *y, const uint16_t *gate, const uint16_t *up, uint32_t n);
 void simd_swiglu_half_back(uint16_t *gate, uint16_t *up, uint16_t *y, const uint16_t *dy, uint32_t n);

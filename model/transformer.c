@@ -12,7 +12,7 @@
 struct saved {              /* of one layer, for the backward */
     real *x;                /* (M, C) residual stream at the layer's entry */
     real *raw;              /* (M, (H+K)*D) q and k before their norms; NULL without qk_norm */
-    real *qkv;              /* (M, (H+2K)*D) rotated */
+    void *qkv;              /* (M, (H+2K)*D) rotated, activations */
     real *att;              /* (M, H*D) */
     real *lse;              /* (M, H) */
     real *mid;              /* (M, C) residual stream between attention and feed-forward */
@@ -39,7 +39,7 @@ struct transformer {
     real *dx, *dn;           /* (M, C) gradients of the residual stream and of a norm's output */
     void *dhidden;           /* (M, F) activations */
     real *datt;              /* (M, H*D) */
-    real *dqkv;              /* (M, (H+2K)*D) */
+    real *dqkv;              /* (M, (H+2K)*D); where the table is packed, qkv too until it is rounded */
     real *angles;            /* (seq_max, D) */
     uint32_t *position;      /* (M) */
     real *attention_scratch; /* see ops.h */
@@ -59,7 +59,7 @@ static void layout_layer(struct saved *s, const struct transformer *t, const str
 {
     uint64_t C = a->d_model, D = a->head_dim, H = a->n_heads, K = a->n_kv_heads;
     s->raw = a->qk_norm ? arena_reals(arena, M * (H + K) * D) : NULL;
-    s->qkv = arena_reals(arena, M * (H + 2 * K) * D);
+    s->qkv = activations(t, arena, M * (H + 2 * K) * D);
     s->att = arena_reals(arena, M * H * D);
     s->lse = arena_reals(arena, M * H);
     s->mid = arena_reals(arena, M * C);
@@ -87,8 +87,9 @@ static uint64_t layout(struct transformer *t, const struct arch *a, struct arena
         t->dn = arena_reals(arena, M * C);
         t->dhidden = activations(t, arena, M * a->d_ff);
         t->datt = arena_reals(arena, M * H * D);
-        t->dqkv = arena_reals(arena, M * (H + 2 * K) * D);
     }
+    if (c->train || c->ops->packed)
+        t->dqkv = arena_reals(arena, M * (H + 2 * K) * D);
     t->angles = arena_reals(arena, (uint64_t)c->seq_max * D);
     t->position = arena_take(arena, M * sizeof *t->position);
     if (c->ops->workspace) {
@@ -248,19 +249,21 @@ static void forward_attention(struct transformer *t, uint32_t l, const real *blo
     struct saved *s = &t->layers[l];
     uint32_t M = packed->n_rows, C = a->d_model, D = a->head_dim, H = a->n_heads, K = a->n_kv_heads;
     size_t ld = (size_t)(H + 2 * K) * D;
-    real eps = (real)a->rms_eps;
+    real eps = (real)a->rms_eps, *qkv = ops->packed ? t->dqkv : s->qkv;
 
     norm(t, s->x, w->attn_norm, M);
-    lora_forward(&t->lora, PRODUCT_QKV, l, s->qkv, s->u[PRODUCT_QKV], t->normed, &w->qkv, block, M, NULL);
+    lora_forward(&t->lora, PRODUCT_QKV, l, qkv, s->u[PRODUCT_QKV], t->normed, &w->qkv, block, M, NULL);
     if (a->qkv_bias)
-        ops->add_bias(t->pool, s->qkv, w->qkv_bias, M, (uint32_t)ld);
+        ops->add_bias(t->pool, qkv, w->qkv_bias, M, (uint32_t)ld);
     if (a->qk_norm) {
         for (size_t m = 0; m < M; m++)
-            memcpy(s->raw + m * (H + K) * D, s->qkv + m * ld, (size_t)(H + K) * D * sizeof(real));
-        ops->rmsnorm(t->pool, s->qkv, ld, s->qkv, ld, w->q_norm, M, H, D, eps);
-        ops->rmsnorm(t->pool, s->qkv + H * D, ld, s->qkv + H * D, ld, w->k_norm, M, K, D, eps);
+            memcpy(s->raw + m * (H + K) * D, qkv + m * ld, (size_t)(H + K) * D * sizeof(real));
+        ops->rmsnorm(t->pool, qkv, ld, qkv, ld, w->q_norm, M, H, D, eps);
+        ops->rmsnorm(t->pool, qkv + H * D, ld, qkv + H * D, ld, w->k_norm, M, K, D, eps);
     }
-    ops->rope(t->pool, s->qkv, ld, t->angles, t->position, M, H + K, D, false);
+    ops->rope(t->pool, qkv, ld, t->angles, t->position, M, H + K, D, false);
+    if (ops->packed)
+        ops->round(t->pool, s->qkv, qkv, M, (uint32_t)ld);
     struct attention attention = attention_of(t, packed);
     ops->attention(t->pool, s->att, s->lse, s->qkv, &attention);
     const real *att = s->att, *x = s->x;
