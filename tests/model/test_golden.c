@@ -60,16 +60,37 @@ static void golden_open(struct golden *g, const char *name)
     g->samples[1] = (struct sample){g->tokens + g->samples[0].n_tokens, NULL, (uint32_t)lengths[1]};
 }
 
-static struct weights *load(const char *path)
+static struct weights *load_for(const char *path, const struct ops *ops)
 {
     struct err err;
     struct base *base;
     struct weights *w;
     if (!EXPECT_ST(base_open(path, &base, &err), ST_OK, &err) ||
-        !EXPECT_ST(weights_load(base, &ops_blas, &w, &err), ST_OK, &err))
+        !EXPECT_ST(weights_load(base, ops, &w, &err), ST_OK, &err))
         exit(harness_end());
     base_close(base);
     return w;
+}
+
+static struct weights *load(const char *path)
+{
+    return load_for(path, &ops_blas);
+}
+
+/* Packed while it is read, panel by panel, or all at once afterwards: the same bytes, also where q, k and v, or gate and up, meet
+ * inside a tile. */
+static void check_packed(const char *path)
+{
+    struct err err;
+    if (ops_check(OPS_BF16, &err) != ST_OK) {
+        printf("    packing: %s\n", err.text);
+        return;
+    }
+    struct weights *read = load_for(path, &ops_bf16), *whole = load(path);
+    if (EXPECT_ST(weights_pack(&whole, &err), ST_OK, &err) && EXPECT_EQ(read->bytes, whole->bytes))
+        EXPECT(!memcmp(read->memory, whole->memory, read->bytes));
+    weights_free(read);
+    weights_free(whole);
 }
 
 static float *noise_adapter(const struct adapter_shape *shape, float b_size)
@@ -278,6 +299,7 @@ static void test_toys(void)
         check_toy(names[i], OPS_REF);
         check_toy(names[i], OPS_BLAS);
         check_toy(names[i], OPS_DNNL);
+        check_packed(harness_path(GOLDEN, names[i]));
     }
 }
 
@@ -316,6 +338,7 @@ static void test_smollm2(void)
     if (!harness_expect(access(path, R_OK) == 0, __FILE__, __LINE__,
                         "%s cannot be read: run scripts/test, which fetches it, or set ALLUVIUM_BASE_GGUF", path))
         return;
+    check_packed(path);
     struct err err;
     struct golden g;
     golden_open(&g, "smollm2.safetensors");
