@@ -96,12 +96,13 @@ enum ops_kind lab_ops(const char *name)
     lab_fail(&err);
 }
 
-static void fill(float *x, size_t n, float scale, uint64_t seed)
+/* Words that are numbers of 1/32 to 1/16, either sign, both as one f32 and as two bf16. */
+static void fill(uint32_t *words, size_t n)
 {
     struct rng rng;
-    rng_seed(&rng, seed);
+    rng_seed(&rng, 1);
     for (size_t i = 0; i < n; i++)
-        x[i] = scale * ((float)(rng_u64(&rng) >> 40) / (1 << 23) - 1);
+        words[i] = ((uint32_t)rng_u64(&rng) & 0x807f807fu) | 0x3d003d00u;
 }
 
 struct weights *lab_weights(const char *path, const char *name, enum ops_kind ops)
@@ -117,11 +118,9 @@ struct weights *lab_weights(const char *path, const char *name, enum ops_kind op
     }
     for (size_t i = 0; i < sizeof shapes / sizeof shapes[0]; i++)
         if (!strcmp(shapes[i].name, name)) {
-            if (weights_new(&shapes[i].arch, false, &weights, &err) != ST_OK)
+            if (weights_new(&shapes[i].arch, ops_of(ops)->packed, &weights, &err) != ST_OK)
                 lab_fail(&err);
-            fill(weights->memory, weights->bytes / sizeof(float), 0.05f, 1);
-            if (ops_of(ops)->packed && weights_pack(&weights, &err) != ST_OK)
-                lab_fail(&err);
+            fill(weights->memory, weights->bytes / sizeof(uint32_t));
             return weights;
         }
     err_set(&err, ST_USAGE, "%s: no such shape; smollm2-135m, qwen3-0.6b or llama-3.2-1b", name);
