@@ -1,10 +1,9 @@
 /* objective.h - what a step makes smaller.
  *
  *   LM   the mean loss in nats per target. Chat fine-tuning is this with a mask from roles (template.h).
- *        With `distil` the targets of marked samples are that share the predictions of the adapter that training began from, the
- *        rest the text: what is replayed pulls less where the parent was right already. Learning without forgetting, Li and
- *        Hoiem 2016, arXiv 1606.09282; on replayed text, dark experience replay, Buzzega et al. 2020, arXiv 2004.07211. Losses
- *        that are reported stay those of the text.
+ *        With `distil` the targets of marked samples are that share the bare base's predictions, the rest the text: such a row
+ *        pulls back to what the base said, and at nothing where it still says so. Learning without forgetting, Li and Hoiem
+ *        2016, arXiv 1606.09282, with replayed text in the place of new. Losses that are reported stay those of the text.
  *   DPO  samples come in pairs, the chosen answer and the rejected one: the mean over pairs of -log sigmoid(beta z), z how
  *        much more the chosen answer's log-probability has risen over the reference's than the rejected one's. The
  *        reference's log-probabilities are given. Rafailov et al. 2023, arXiv 2305.18290.

@@ -31,7 +31,7 @@ struct packed {           /* owned by whoever called pack_samples; release with 
     /* What some objectives need besides (objective.h), set after packing and borrowed; NULL: not given. */
     const double *reference;    /* (n_samples) log-probability of each sample's targets under the reference */
     const real *const *teacher; /* (n_rows) where the teacher's logits (V) of a row begin; read at target rows */
-    const bool *distilled;      /* (n_samples) those that learn from the parent as well */
+    const bool *distilled;      /* (n_samples) those that learn from the base as well */
 };
 
 /* Packs the longest prefix of `samples` whose rows are at most `rows_max`, in order, and returns how many were taken

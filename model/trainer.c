@@ -16,7 +16,6 @@ struct trainer {
     struct arena arena;
     size_t n;            /* floats of the adapter */
     float *block, *grad; /* (n) */
-    float *parent;       /* (n) where training began, when the objective distils */
     struct optimizer optimizer;
     double *nll; /* (nll_cap) used when the caller wants none */
     uint32_t *n_targets;
@@ -87,7 +86,6 @@ static void layout(struct trainer *t, struct arena *arena)
 {
     t->block = arena_reals(arena, t->n);
     t->grad = arena_reals(arena, t->n);
-    t->parent = t->config.objective.distil > 0 ? arena_reals(arena, t->n) : NULL;
     t->optimizer.m = arena_reals(arena, t->n);
     t->optimizer.v = arena_reals(arena, t->n);
 }
@@ -204,8 +202,6 @@ void trainer_free(struct trainer *trainer)
 void trainer_set_adapter(struct trainer *trainer, const float *block)
 {
     memcpy(trainer->block, block, trainer->n * sizeof *block);
-    if (trainer->parent)
-        memcpy(trainer->parent, block, trainer->n * sizeof *block);
     trainer->optimizer.lr = trainer->config.lr;
     optimizer_reset(&trainer->optimizer);
 }
@@ -292,8 +288,8 @@ enum status trainer_step(struct trainer *trainer, const struct packed *batches, 
     }
     if (r.n_targets) {
         for (uint32_t b = 0, at = 0; b < n_batches; at += batches[b++].n_samples) {
-            if (trainer->parent)
-                transformer_teach(trainer->transformer, trainer->parent, &batches[b]);
+            if (trainer->config.objective.distil > 0)
+                transformer_teach(trainer->transformer, &batches[b]);
             transformer_run(trainer->transformer, trainer->block, trainer->grad, &batches[b], objective,
                             1 / (float)count, trainer->nll + at, trainer->n_targets + at);
             r.loss += objective_sum(objective, &batches[b], trainer->nll + at);

@@ -66,8 +66,7 @@ enum status trainer_new(const struct weights *weights, const struct trainer_conf
                         struct err *err);
 void trainer_free(struct trainer *trainer);
 
-/* Copies the factors (adapter_floats() of them) and starts the optimiser afresh: moments zero, step 0. They are the parent that an
- * objective distils from. */
+/* Copies the factors (adapter_floats() of them) and starts the optimiser afresh: moments zero, step 0. */
 void trainer_set_adapter(struct trainer *trainer, const float *block);
 /* The rate of the steps from here on, until trainer_set_adapter(); warm-up applies to it. */
 void trainer_set_rate(struct trainer *trainer, float lr);

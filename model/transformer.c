@@ -32,7 +32,7 @@ struct transformer {
     uint32_t n_picked;
     real *att_picked;        /* (n_picked, H*D) attention's output in the last layer */
     real *x_out;             /* (n_picked, C) after the last layer */
-    real *x_parent;          /* (n_taught, C) the same of the parent, with distillation */
+    real *x_base;            /* (n_taught, C) the same of the bare base, with distillation */
     uint32_t n_taught;       /* 0: nothing is distilled */
     void *normed;            /* (M, C) activations */
     void *hidden;            /* (M, F) activations: silu(gate) * up */
@@ -79,7 +79,7 @@ static uint64_t layout(struct transformer *t, const struct arch *a, struct arena
     t->picked = arena_take(arena, M * sizeof *t->picked);
     t->att_picked = arena_reals(arena, M * H * D);
     t->x_out = arena_reals(arena, M * C);
-    t->x_parent = c->distil ? arena_reals(arena, M * C) : NULL;
+    t->x_base = c->distil ? arena_reals(arena, M * C) : NULL;
     t->normed = activations(t, arena, M * C);
     t->hidden = activations(t, arena, M * a->d_ff);
     if (c->train) {
@@ -405,7 +405,7 @@ static void pack_distilled(const struct packed *from, struct packed *out)
     }
 }
 
-void transformer_teach(struct transformer *t, const real *parent, const struct packed *packed)
+void transformer_teach(struct transformer *t, const struct packed *packed)
 {
     struct packed few;
     CHECK(t->config.distil && packed->n_rows <= t->config.rows_max);
@@ -415,8 +415,8 @@ void transformer_teach(struct transformer *t, const real *parent, const struct p
     pack_distilled(packed, &few);
     pick_targets(t, &few);
     if (t->n_picked) {
-        forward(t, parent, &few);
-        memcpy(t->x_parent, t->x_out, (size_t)t->n_picked * t->w->arch.d_model * sizeof(real));
+        forward(t, NULL, &few);
+        memcpy(t->x_base, t->x_out, (size_t)t->n_picked * t->w->arch.d_model * sizeof(real));
         t->n_taught = t->n_picked;
     }
     packed_release(&few);
@@ -431,7 +431,7 @@ void transformer_run(struct transformer *t, const real *block, real *grad, const
         return;
     pick_targets(t, packed);
     forward(t, block, packed);
-    loss_run(&t->loss, t->w, grad ? t->dx : NULL, t->x_out, grad && t->n_taught ? t->x_parent : NULL, packed, objective,
+    loss_run(&t->loss, t->w, grad ? t->dx : NULL, t->x_out, grad && t->n_taught ? t->x_base : NULL, packed, objective,
              grad_scale, nll, n_targets);
     t->n_taught = 0;
     if (!grad)

@@ -58,9 +58,9 @@ enum status transformer_accepts(const struct transformer *t, const struct packed
 void transformer_run(struct transformer *t, const real *block, real *grad, const struct packed *packed,
                      const struct objective *objective, real grad_scale, double *nll, uint32_t *n_targets);
 
-/* Reads the batch's distilled samples with the parent's factors. The next transformer_run() must be of the same batch, with a
+/* Reads the batch's distilled samples with the bare base. The next transformer_run() must be of the same batch, with a
  * gradient: what they predict goes into its objective. */
-void transformer_teach(struct transformer *t, const real *parent, const struct packed *packed);
+void transformer_teach(struct transformer *t, const struct packed *packed);
 
 /* logits (n, V) at some rows of an accepted batch; n <= rows_max */
 void transformer_logits(struct transformer *t, const real *block, const struct packed *packed, const uint32_t *rows,

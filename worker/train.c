@@ -99,7 +99,7 @@ enum status train_ready(const struct engine *engine, struct view *view, const Al
 struct step_batches {
     struct sample *samples;
     struct packed *batches;
-    bool *replayed; /* of each sample */
+    bool *anchor; /* of each sample */
     uint32_t n_samples, n_batches;
 };
 
@@ -113,13 +113,13 @@ static void pack_step(const struct lease_work *work, uint32_t step, uint32_t row
             (struct sample){work->ids[s->pool].ids + s->begin, work->mask[s->pool].data + s->begin, s->n_tokens};
     }
     out->batches = xcalloc(n, sizeof *out->batches);
-    out->replayed = xcalloc(n, sizeof *out->replayed);
+    out->anchor = xcalloc(n, sizeof *out->anchor);
     for (uint32_t i = 0; i < n; i++)
-        out->replayed[i] = work->order.samples[first + i].pool != MIX_FRESH;
+        out->anchor[i] = work->order.samples[first + i].pool == MIX_ANCHOR;
     for (uint32_t at = 0, taken; at < n; at += taken) {
         struct packed *batch = &out->batches[out->n_batches++];
         taken = pack_samples(out->samples + at, n - at, rows_max, batch);
-        batch->distilled = out->replayed + at;
+        batch->distilled = out->anchor + at;
     }
 }
 
@@ -128,7 +128,7 @@ static void step_batches_release(struct step_batches *b)
     for (uint32_t i = 0; i < b->n_batches; i++)
         packed_release(&b->batches[i]);
     free(b->batches);
-    free(b->replayed);
+    free(b->anchor);
     free(b->samples);
 }
 

@@ -31,19 +31,25 @@ static enum status read_documents(struct corpus *c, const struct buf *file, stru
         json_error_t why;
         json_t *root = json_loadb((const char *)file->data + at, end - at, 0, &why);
         const char *id = json_string_value(json_object_get(root, "id"));
-        const json_t *text = json_object_get(root, "text");
-        if (!id || !json_is_string(text) || json_string_length(text) == 0) {
+        const json_t *text = json_object_get(root, "text"), *messages = json_object_get(root, "messages");
+        char *chat = messages ? json_dumps(messages, JSON_COMPACT) : NULL;
+        struct bytes body = {(const uint8_t *)chat, chat ? strlen(chat) : 0};
+        if (!chat && json_is_string(text))
+            body = (struct bytes){(const uint8_t *)json_string_value(text), json_string_length(text)};
+        if (!id || body.len == 0) {
+            free(chat);
             json_decref(root);
-            return err_set(err, ST_BAD_DATA, "%s.jsonl, line %u: not an object with \"id\" and \"text\"", c->name,
-                           line);
+            return err_set(err, ST_BAD_DATA,
+                           "%s.jsonl, line %u: not an object with \"id\" and \"text\" or \"messages\"", c->name, line);
         }
         if (c->n_documents == cap) {
             cap = cap ? 2 * cap : 256;
             c->documents = xrealloc_array(c->documents, cap, sizeof *c->documents);
         }
-        c->documents[c->n_documents++] = (struct corpus_document){.text = {NULL, json_string_length(text)},
-                                                                  .group = hash_sip(&heldout_key, id, strlen(id))};
-        buf_put(&c->text, json_string_value(text), json_string_length(text));
+        c->documents[c->n_documents++] = (struct corpus_document){
+            .text = {NULL, body.len}, .group = hash_sip(&heldout_key, id, strlen(id)), .chat = chat != NULL};
+        buf_put(&c->text, body.data, body.len);
+        free(chat);
         json_decref(root);
     }
     size_t at = 0;
@@ -158,12 +164,12 @@ void corpus_order(struct corpus *c, const struct corpus_options *options, uint64
             continue;
         struct bytes left = document->text;
         for (uint32_t piece = 0; left.len > 0; piece++) {
-            size_t len = text_cut(left, options->segment_bytes);
+            size_t len = document->chat ? left.len : text_cut(left, options->segment_bytes);
             if (c->n_train == cap) {
                 cap = cap ? 2 * cap : 1024;
                 c->train = xrealloc_array(c->train, cap, sizeof *c->train);
             }
-            c->train[c->n_train++] = (struct corpus_segment){{left.data, len}, document->group, piece};
+            c->train[c->n_train++] = (struct corpus_segment){{left.data, len}, document->group, piece, document->chat};
             left = (struct bytes){left.data + len, left.len - len};
         }
     }
@@ -195,7 +201,7 @@ static Alv__Segment *segment_of(const struct corpus_segment *from, uint64_t offs
     for (int i = 0; i < 8; i++)
         group[i] = (uint8_t)(from->group >> (8 * i));
     s.offset = offset;
-    s.kind = ALV__RECORD_KIND__RECORD_TEXT;
+    s.kind = from->chat ? ALV__RECORD_KIND__RECORD_CHAT : ALV__RECORD_KIND__RECORD_TEXT;
     s.piece = from->piece;
     s.group = (ProtobufCBinaryData){sizeof group, group};
     s.text = (ProtobufCBinaryData){from->text.len, (uint8_t *)from->text.data};

@@ -24,6 +24,7 @@ struct corpus_segment {
     struct bytes text;
     uint64_t group;
     uint32_t piece;
+    bool chat;
 };
 
 struct corpus {
@@ -33,6 +34,7 @@ struct corpus {
     struct corpus_document {
         struct bytes text;
         uint64_t group;
+        bool chat; /* text is its messages, as a chat record holds them: one segment, never cut */
     } * documents;
     uint32_t n_documents;
     struct corpus_segment *train;

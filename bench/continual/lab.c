@@ -37,8 +37,10 @@ static const struct arm arms[] = {
     {"replay25-mlp", RATIO(200, 50), .workers = 1, .rounds = 1, .step_factor = 1,
      .targets = 1 << LORA_GATE | 1 << LORA_UP | 1 << LORA_DOWN, .coding = DELTA_F32,
      .what = "replay25 with adapters on gate, up and down alone"},
-    {"replay25-distil", PLAIN, RATIO(200, 50), .distil_permille = 500,
-     .what = "replay25, replayed text half from itself, half from the parent's predictions"},
+    {"replay25-own", PLAIN, RATIO(200, 50), .own_anchor = true,
+     .what = "replay25, its anchor text that the base wrote, which teaches what the base predicts there"},
+    {"replay25-own10", PLAIN, RATIO(150, 100), .own_anchor = true,
+     .what = "replay25-own with 15 % history and 10 % anchor"},
     {"replay25-decay", PLAIN, RATIO(200, 50), .decay_permille = 1000,
      .what = "replay25, the rate falling to nothing over each lease"},
     {"joint-decay", PLAIN, RATIO(200, 50), .joint = true, .decay_permille = 1000,
@@ -64,6 +66,8 @@ struct lab {
     struct results *results;
     struct corpus corpora[1 + LAB_DOMAINS + LAB_SENTINELS]; /* the anchor, domains, sentinels: index is the domain id */
     uint32_t n_corpora;
+    struct corpus other_anchor;                  /* the one that is not in use: `anchor`, or what the base wrote */
+    bool own_anchor;                             /* corpora[0] is what the base wrote */
     uint32_t seed;                               /* of the order the corpora are in; 0: none */
     uint32_t range_end[LAB_DOMAINS][LAB_PASSES]; /* offset after the fresh segments of a pass */
     uint64_t *tokens_below[LAB_DOMAINS];         /* (range_end of the last pass + 1) sums of tokens */
@@ -172,6 +176,7 @@ void lab_close(struct lab *lab)
         corpus_release(&lab->corpora[i]);
     for (uint32_t d = 0; d < LAB_DOMAINS; d++)
         free(lab->tokens_below[d]);
+    corpus_release(&lab->other_anchor);
     own_release(&lab->own);
     results_close(lab->results);
     engine_close(&lab->engine);
@@ -248,6 +253,23 @@ static enum status count_ranges(struct lab *lab, uint32_t d, struct err *err)
     return status;
 }
 
+static enum status use_anchor(struct lab *lab, bool own, struct err *err)
+{
+    enum status status = ST_OK;
+    if (lab->own_anchor == own)
+        return ST_OK;
+    if (!lab->other_anchor.name)
+        status = corpus_read(lab->config.grown, "self", &lab->config.corpus, 0, &lab->engine, &lab->other_anchor, err);
+    if (status != ST_OK)
+        return status;
+    struct corpus used = lab->corpora[0];
+    lab->corpora[0] = lab->other_anchor;
+    lab->other_anchor = used;
+    lab->own_anchor = own;
+    lab->seed = 0; /* it has no order yet */
+    return ST_OK;
+}
+
 static enum status use_seed(struct lab *lab, uint32_t seed, struct err *err)
 {
     enum status status = ST_OK;
@@ -255,7 +277,10 @@ static enum status use_seed(struct lab *lab, uint32_t seed, struct err *err)
         return ST_OK;
     lab->seed = 0;
     for (uint32_t i = 0; i <= lab->config.n_domains && status == ST_OK; i++) {
-        corpus_order(&lab->corpora[i], &lab->config.corpus, 1000ull * seed + i);
+        struct corpus_options options = lab->config.corpus;
+        if (i == 0 && lab->own_anchor)
+            options.heldout_permille = 0; /* nothing is measured on it */
+        corpus_order(&lab->corpora[i], &options, 1000ull * seed + i);
         if (i > 0)
             status = count_ranges(lab, i - 1, err);
     }
@@ -355,7 +380,7 @@ static void make_lease(const struct lab *lab, const struct cell *cell, uint32_t 
     b->train.sample_k = c->sample_k;
     b->train.delta_coding = arm->coding;
     b->train.decay_permille = arm->decay_permille;
-    b->train.distil_permille = arm->distil_permille;
+    b->train.distil_permille = arm->own_anchor ? 1000 : 0;
     for (uint32_t i = 0; i <= D; i++) {
         Alv__DomainView *view = b->view_list[i] = &b->views[i];
         uint32_t from = lab->corpora[0].n_train, to;
@@ -494,6 +519,14 @@ static double cpu_s(void)
     return (double)(u.ru_utime.tv_sec + u.ru_stime.tv_sec) + 1e-6 * (double)(u.ru_utime.tv_usec + u.ru_stime.tv_usec);
 }
 
+/* Of the text that the base wrote, which the configuration does not name: it is grown anew where it is missing. */
+static void add_digest(json_t *cell, const struct digest *digest)
+{
+    char hex[DIGEST_HEX_SIZE];
+    digest_hex(digest, hex);
+    json_object_set_new(cell, "text", json_stringn(hex, 16));
+}
+
 static enum status write_train_cell(struct lab *lab, const struct cell *cell, const struct stage_sum *sum,
                                     const char *adapter, double seconds, double cpu, struct err *err)
 {
@@ -506,6 +539,8 @@ static enum status write_train_cell(struct lab *lab, const struct cell *cell, co
                              sum->loss_first, "loss", sum->loss_last, "factor_error", sum->factor_error, "seconds",
                              seconds, "cpu_s", cpu, "adapter", adapter, "fingerprint", sum->fingerprint);
     CHECK(json != NULL);
+    if (cell->arm->own_anchor)
+        add_digest(json, &lab->corpora[0].digest);
     return results_add(lab->results, json, err);
 }
 
@@ -594,7 +629,7 @@ static enum status evaluate(struct lab *lab, const struct cell *cell, const floa
 bool lab_has_own_text(const struct lab *lab)
 {
     char path[4096];
-    snprintf(path, sizeof path, "%s/own.jsonl", lab->config.text);
+    snprintf(path, sizeof path, "%s/own.jsonl", lab->config.grown);
     return access(path, R_OK) == 0;
 }
 
@@ -602,7 +637,7 @@ static enum status measure_own(struct lab *lab, const struct cell *cell, const f
 {
     char key[KEY_SIZE], fingerprint[LIMIT_TEXT_BYTES];
     double kl, begun = clock_s(), cpu = cpu_s();
-    enum status status = lab->own.n ? ST_OK : own_read(lab->config.text, &lab->engine, &lab->own, err);
+    enum status status = lab->own.n ? ST_OK : own_read(lab->config.grown, &lab->engine, &lab->own, err);
     if (status != ST_OK)
         return status;
     double *by_text = xcalloc(lab->own.n, sizeof *by_text);
@@ -620,6 +655,7 @@ static enum status measure_own(struct lab *lab, const struct cell *cell, const f
     json_t *json = json_pack("{s:s, s:f, s:o, s:f, s:f, s:s}", "cell", key, "kl", kl, "by_text", parts, "seconds",
                              clock_s() - begun, "cpu_s", cpu_s() - cpu, "fingerprint", fingerprint);
     CHECK(json != NULL);
+    add_digest(json, &lab->own.digest);
     return results_add(lab->results, json, err);
 }
 
@@ -629,7 +665,9 @@ enum status lab_do(struct lab *lab, const struct cell *cell, const atomic_bool *
     enum status status = use_targets(lab, cell->arm ? cell->arm->targets : LORA_ALL, err);
     if (status == ST_OK && cell->arm) {
         block = xmalloc(adapter_floats(&lab->engine.shape) * sizeof *block);
-        status = use_seed(lab, cell->seed, err);
+        status = use_anchor(lab, cell->arm->own_anchor, err);
+        if (status == ST_OK)
+            status = use_seed(lab, cell->seed, err);
         if (status == ST_OK)
             status = state_after(lab, cell, block, cancel, err);
     }

@@ -27,6 +27,7 @@ enum { LAB_DOMAINS = 8, LAB_PASSES = 2, LAB_SENTINELS = 2 };
 
 struct lab_config {
     const char *base, *text, *work, *results; /* paths; results: the file */
+    const char *grown;                        /* path of what the base wrote itself: own.jsonl (own.h), self.jsonl */
     const char *anchor;                       /* name of the anchor's corpus */
     const char *domains[LAB_DOMAINS];         /* in the order of the first pass */
     uint32_t n_domains;
@@ -50,8 +51,9 @@ struct arm {
     bool joint;           /* every stage is a slice of all domains */
     uint32_t targets;     /* bits of LORA_*: the others' change is taken back to zero */
     uint32_t coding;      /* enum delta_coding, on the way to the combination */
-    uint32_t decay_permille, distil_permille; /* as in TrainConfig */
-    const char *what;                         /* for the report */
+    uint32_t decay_permille;
+    bool own_anchor;  /* the anchor is text that the base wrote, and teaches the base's predictions */
+    const char *what; /* for the report */
 };
 const struct arm *arm_at(uint32_t i); /* NULL past the end */
 const struct arm *arm_find(const char *name);

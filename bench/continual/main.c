@@ -81,6 +81,7 @@ int main(int argc, char **argv)
     lab_defaults(&args.config);
     args.config.base = "build/cache/SmolLM2-135M-Instruct.Q4_1.gguf";
     args.config.text = "build/text";
+    args.config.grown = "bench/continual/grown";
     args.config.work = "build/continual";
     args.config.results = "bench/continual/results/smollm2-135m.jsonl";
     if (!parse(&args, argc, argv)) {

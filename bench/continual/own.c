@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "base/check.h"
+#include "base/hash.h"
 
 enum { FILE_MAX = 64 << 20, ROWS_MAX = 1024 }; /* two messages of 256 tokens and their template */
 
@@ -50,6 +51,7 @@ enum status own_read(const char *dir, struct engine *engine, struct own *out, st
     if (status != ST_OK)
         return status;
     uint32_t lines = 0, *ends;
+    hash_blake2b(file.data, file.len, &own.digest);
     for (size_t i = 0; i < file.len; i++)
         lines += file.data[i] == '\n';
     ends = xcalloc((size_t)lines + 1, sizeof *ends);

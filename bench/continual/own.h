@@ -6,7 +6,8 @@
 
 #include "worker/engine.h"
 
-struct own { /* zeroed is empty */
+struct own {              /* zeroed is empty */
+    struct digest digest; /* of the file */
     struct token_buf ids;
     struct buf mask;
     struct sample *samples; /* of ids and mask */

@@ -44,7 +44,7 @@ static const struct row rows[] = {
     ROW(U32, anchor_permille, 50, 0, 900, "of all tokens, from the anchor domain"),
     ROW(U32, history_permille, 200, 0, 900, "of all tokens, from settled history"),
     ROW(U32, distil_permille, 0, 0, 1000,
-        "share of the parent's predictions in what replayed text teaches; the rest is the text"),
+        "share of the base's predictions in what anchor text teaches; the rest is the text"),
     ROW(U32, sample_k, 4096, 1, 16777216, "segments of a domain's replay sample"),
     ROW(U32, lease_steps_min, 16, 1, 100000, "optimiser steps; fewer do not leave warm-up behind"),
     ROW(U32, lease_steps_max, 256, 1, 100000, "optimiser steps; bounds what a lost worker costs"),

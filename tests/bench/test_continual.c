@@ -42,7 +42,7 @@ static struct lab_config config_in(const char *dir)
     struct lab_config c;
     lab_defaults(&c);
     c.base = base_path;
-    c.text = text_path;
+    c.text = c.grown = text_path;
     c.work = dir;
     c.results = harness_path(dir, "results.jsonl");
     c.n_domains = DOMAINS;
@@ -161,6 +161,55 @@ static void test_results_are_of_one_configuration(void)
     EXPECT_ST(lab_open(&config, &other, &err), ST_LIMIT, &err);
 }
 
+/* An anchor that the base wrote is another text, named in the cell, and teaches the base's predictions. */
+static void test_own_anchor(void)
+{
+    const char *dir = harness_tmpdir();
+    struct lab *lab = open_in(dir);
+    struct cell given = train_cell("replay25", 1), own = train_cell("replay25-own", 1);
+    struct err err;
+    struct buf file = {0};
+    EXPECT_ST(lab_do(lab, &given, &never, &err), ST_OK, &err);
+    EXPECT_ST(lab_do(lab, &own, &never, &err), ST_NOT_FOUND, &err); /* nothing was grown yet */
+    write_domain("self", 'G');
+    EXPECT_ST(lab_do(lab, &own, &never, &err), ST_OK, &err);
+    EXPECT(strcmp(lab_adapter(lab, &own), lab_adapter(lab, &given)) != 0);
+    EXPECT(strlen(lab_adapter(lab, &own)) == 16);
+    given.arm = arm_find("replay25"), given.stage = 2; /* and back to the given one */
+    EXPECT_ST(lab_do(lab, &given, &never, &err), ST_OK, &err);
+    lab_close(lab);
+    REQUIRE(file_read(harness_path(dir, "results.jsonl"), 1 << 20, &file, &err) == ST_OK);
+    buf_put_u8(&file, 0);
+    const char *line = strstr((const char *)file.data, "train replay25-own");
+    const char *text = line ? strstr(line, "\"text\":") : NULL;
+    EXPECT(text && text < strchr(line, '\n'));
+    EXPECT(strstr((const char *)file.data, "\"text\":") == text); /* nothing else names one */
+    buf_release(&file);
+}
+
+static void test_chats_are_not_cut(void)
+{
+    const struct corpus_options options = {.segment_bytes = 64};
+    struct buf out = {0};
+    struct corpus corpus;
+    struct segment_set set = {0};
+    struct err err;
+    buf_printf(&out, "{\"id\":\"c/0\",\"messages\":[{\"role\":\"user\",\"content\":\"%0100d\"}]}\n", 7);
+    file_write_durable(harness_path(text_path, "chats.jsonl"), out.data, out.len, 0600, NULL);
+    if (EXPECT_ST(corpus_read(text_path, "chats", &options, 0, NULL, &corpus, &err), ST_OK, &err)) {
+        const struct mix_segment wanted = {.offset = 0};
+        corpus_order(&corpus, &options, 1);
+        EXPECT_EQ(corpus.n_train, 1);
+        EXPECT_ST(corpus_segments(&corpus, &set, &wanted, 1, &err), ST_OK, &err);
+        EXPECT(set.items[0].segment->kind == ALV__RECORD_KIND__RECORD_CHAT && set.items[0].segment->text.len > 100);
+        segment_set_release(&set);
+        corpus_release(&corpus);
+    }
+    file_write_durable(harness_path(text_path, "chats.jsonl"), "{\"id\":\"c/0\"}\n", 13, 0600, NULL);
+    EXPECT_ST(corpus_read(text_path, "chats", &options, 0, NULL, &corpus, &err), ST_BAD_DATA, &err);
+    buf_release(&out);
+}
+
 static void test_plan_goes_on_where_it_was(void)
 {
     struct lab *lab = open_in(harness_tmpdir());
@@ -195,6 +244,8 @@ int main(void)
     RUN(test_replay_forgets_less_than_none);
     RUN(test_resumes_to_the_same_bytes);
     RUN(test_results_are_of_one_configuration);
+    RUN(test_own_anchor);
+    RUN(test_chats_are_not_cut);
     RUN(test_plan_goes_on_where_it_was);
     return harness_end();
 }

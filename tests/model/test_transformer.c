@@ -149,20 +149,19 @@ static void check_gradients(const char *what, const struct arch *arch, uint32_t 
     check_gradients_of(what, arch, targets, toy_batch(), &lm);
 }
 
-/* sum over targets of (1 - d) nll(text) + d nll(parent's predictions), from logits alone */
-static double distilled_loss(struct transformer *t, const real *block, const real *parent, const struct packed *p,
-                             double d)
+/* sum over targets of (1 - d) nll(text) + d nll(the base's predictions), from logits alone */
+static double distilled_loss(struct transformer *t, const real *block, const struct packed *p, double d)
 {
-    real logits[12 * VOCAB], of_parent[12 * VOCAB];
+    real logits[12 * VOCAB], of_base[12 * VOCAB];
     uint32_t rows[12] = {0}, n = 0, s = 0;
     double sum = 0;
     for (uint32_t m = 0; m < p->n_rows; m++)
         if (p->mask[m])
             rows[n++] = m;
     transformer_logits(t, block, p, rows, n, logits);
-    transformer_logits(t, parent, p, rows, n, of_parent);
+    transformer_logits(t, NULL, p, rows, n, of_base);
     for (uint32_t i = 0; i < n; i++) {
-        const real *x = logits + i * VOCAB, *y = of_parent + i * VOCAB;
+        const real *x = logits + i * VOCAB, *y = of_base + i * VOCAB;
         double zx = 0, zy = 0, cross = 0;
         for (uint32_t v = 0; v < VOCAB; v++)
             zx += exp(x[v]), zy += exp(y[v]);
@@ -190,22 +189,20 @@ static void test_gradients_of_distillation(void)
     EXPECT_ST(adapter_shape_of(&toy_llama, 2, 3, LORA_ALL, &config.shape, &err), ST_OK, &err);
     REQUIRE(EXPECT_ST(transformer_new(w, &config, &t, &err), ST_OK, &err));
     size_t n = adapter_floats(&config.shape);
-    real *block = xcalloc(n, sizeof *block), *parent = xcalloc(n, sizeof *parent), *grad = xcalloc(n, sizeof *grad),
-         *plain = xcalloc(n, sizeof *plain);
+    real *block = xcalloc(n, sizeof *block), *grad = xcalloc(n, sizeof *grad), *plain = xcalloc(n, sizeof *plain);
     double nll[N_SAMPLES] = {0}, again[N_SAMPLES] = {0}, worst = 0, norm = 0;
     uint32_t counts[N_SAMPLES] = {0};
     rng_seed(&rng, 5);
     fill(&rng, block, n, 0.3, 0);
-    fill(&rng, parent, n, 0.3, 0);
     packed.distilled = distilled;
-    transformer_teach(t, parent, &packed);
+    transformer_teach(t, &packed);
     transformer_run(t, block, grad, &packed, &o, 0.5, nll, counts);
     for (size_t i = 0; i < n; i++) {
         const double h = 1e-5, old = block[i];
         block[i] = old + h;
-        double up = distilled_loss(t, block, parent, &packed, o.distil);
+        double up = distilled_loss(t, block, &packed, o.distil);
         block[i] = old - h;
-        double down = distilled_loss(t, block, parent, &packed, o.distil);
+        double down = distilled_loss(t, block, &packed, o.distil);
         block[i] = old;
         worst = fmax(worst, fabs(grad[i] - 0.5 * (up - down) / (2 * h)));
         norm = fmax(norm, fabs(grad[i]));
@@ -215,13 +212,13 @@ static void test_gradients_of_distillation(void)
     EXPECT(memcmp(plain, grad, n * sizeof *grad) != 0 && !memcmp(nll, again, sizeof nll)); /* losses stay the text's */
     memset(grad, 0, n * sizeof *grad);
     packed.distilled = none;
-    transformer_teach(t, parent, &packed);
+    transformer_teach(t, &packed);
     transformer_run(t, block, grad, &packed, &o, 0.5, again, counts);
     EXPECT(!memcmp(plain, grad, n * sizeof *grad));
     packed_release(&packed);
     transformer_free(t);
     weights_free(w);
-    free(block), free(parent), free(grad), free(plain);
+    free(block), free(grad), free(plain);
 }
 
 static void test_gradients_of_each_objective(void)

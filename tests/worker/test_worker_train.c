@@ -111,7 +111,7 @@ static void test_same_lease_same_bytes(void)
     engine_close(&engine);
 }
 
-/* What is replayed learns from the parent as well: another delta, the same one each time. */
+/* What the anchor holds learns from the base as well: another delta, the same one each time; nothing else does. */
 static void test_distilled_lease(void)
 {
     struct engine engine;
@@ -136,6 +136,13 @@ static void test_distilled_lease(void)
     EXPECT_ST(train(&engine, view, lease, &never, &first, &err), ST_OK, &err);
     EXPECT(memcmp(first.delta.data, plain.delta.data, plain.delta.len) != 0);
     EXPECT(memcmp(first.first_losses.data, plain.first_losses.data, 4) == 0); /* the first step is as it was */
+    train_result_release(&first);
+    train_result_release(&plain);
+    lease->train->anchor_permille = 0; /* history without an anchor: nobody to teach */
+    EXPECT_ST(train(&engine, view, lease, &never, &plain, &err), ST_OK, &err);
+    lease->train->distil_permille = 500;
+    EXPECT_ST(train(&engine, view, lease, &never, &first, &err), ST_OK, &err);
+    EXPECT(first.delta.len == plain.delta.len && memcmp(first.delta.data, plain.delta.data, plain.delta.len) == 0);
     lease->train->distil_permille = 1001;
     EXPECT_ST(plan_check_lease(lease, &err), ST_BAD_DATA, &err);
     train_result_release(&plain);
