@@ -201,7 +201,7 @@ static Alv__Segment *segment_of(const struct corpus_segment *from, uint64_t offs
     for (int i = 0; i < 8; i++)
         group[i] = (uint8_t)(from->group >> (8 * i));
     s.offset = offset;
-    s.kind = from->chat ? ALV__RECORD_KIND__RECORD_CHAT : ALV__RECORD_KIND__RECORD_TEXT;
+    s.kind = corpus_kind(from->chat);
     s.piece = from->piece;
     s.group = (ProtobufCBinaryData){sizeof group, group};
     s.text = (ProtobufCBinaryData){from->text.len, (uint8_t *)from->text.data};

@@ -12,6 +12,11 @@
 #include "worker/engine.h"
 #include "worker/train.h"
 
+static inline Alv__RecordKind corpus_kind(bool chat)
+{
+    return chat ? ALV__RECORD_KIND__RECORD_CHAT : ALV__RECORD_KIND__RECORD_TEXT;
+}
+
 enum corpus_part { PART_AUDIT, PART_GATE, PART_TUNING, CORPUS_PARTS };
 extern const char *const corpus_part_names[CORPUS_PARTS];
 

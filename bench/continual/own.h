@@ -16,7 +16,7 @@ struct own {              /* zeroed is empty */
     uint32_t *targets; /* of each */
 };
 
-/* Reads DIR/own.jsonl: {"id", "text"} or {"id", "messages"} a line, and scores the bare base. ST_NOT_FOUND: there is no such file. */
+/* Reads DIR/own.jsonl as corpus_read() does, and scores the bare base. ST_NOT_FOUND: there is no such file. */
 enum status own_read(const char *dir, struct engine *engine, struct own *out, struct err *err);
 void own_release(struct own *own);
 

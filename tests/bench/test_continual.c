@@ -185,6 +185,17 @@ static void test_own_anchor(void)
     EXPECT(text && text < strchr(line, '\n'));
     EXPECT(strstr((const char *)file.data, "\"text\":") == text); /* nothing else names one */
     buf_release(&file);
+
+    struct cell kl = own; /* and what is measured on, and never taught */
+    kl.kind = CELL_OWN;
+    lab = open_in(dir);
+    EXPECT(!lab_has_own_text(lab));
+    file_write_durable(harness_path(text_path, "own.jsonl"), "{\"id\":\"o/0\",\"text\":\"GHIJKL\"}\n", 29, 0600, NULL);
+    EXPECT(lab_has_own_text(lab));
+    EXPECT_ST(lab_do(lab, &kl, &never, &err), ST_OK, &err);
+    EXPECT(lab_has(lab, &kl));
+    lab_close(lab);
+    unlink(harness_path(text_path, "own.jsonl"));
 }
 
 static void test_chats_are_not_cut(void)
