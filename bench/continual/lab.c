@@ -519,7 +519,7 @@ static double cpu_s(void)
     return (double)(u.ru_utime.tv_sec + u.ru_stime.tv_sec) + 1e-6 * (double)(u.ru_utime.tv_usec + u.ru_stime.tv_usec);
 }
 
-/* Of the text that the base wrote, which the configuration does not name: it is grown anew where it is missing. */
+/* Of the text that the base wrote, which the configuration does not name: another draw may stand in its place. */
 static void add_digest(json_t *cell, const struct digest *digest)
 {
     char hex[DIGEST_HEX_SIZE];

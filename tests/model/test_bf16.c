@@ -172,8 +172,8 @@ static void add_low_rank(struct pool *pool, float *Y, float *Z, const float *X, 
 
 static void test_frozen(struct pool *pool)
 {
-    static const uint32_t sizes[][4] = {
-        {3, 40, 24, 6}, {300, 96, 70, 48}, {200, 64, 2300, 32}, {40, 2600, 33, 16}, {7, 900, 64, 0}};
+    static const uint32_t sizes[][4] = {{3, 40, 24, 6},  {300, 96, 70, 48},  {200, 64, 2300, 32}, {40, 2600, 33, 16},
+                                        {7, 900, 64, 0}, {70, 2080, 1100, 6}}; /* the last is turned in parts */
     for (size_t i = 0; i < sizeof sizes / sizeof sizes[0]; i++)
         for (int accumulate = 0; accumulate < 2; accumulate++) {
             uint32_t M = sizes[i][0], N = sizes[i][1], K = sizes[i][2], R = sizes[i][3];
