@@ -39,11 +39,3 @@ void arena_release(struct arena *arena)
         munmap(arena->memory, arena->size);
     *arena = (struct arena){0};
 }
-
-void arena_forget(void *part, size_t bytes)
-{
-    const uintptr_t page = 4096, begin = ((uintptr_t)part + page - 1) / page * page,
-                    end = ((uintptr_t)part + bytes) / page * page;
-    if (begin < end)
-        madvise((void *)begin, end - begin, MADV_DONTNEED);
-}

@@ -24,7 +24,5 @@ void *arena_take(struct arena *arena, uint64_t bytes); /* 64-byte aligned; NULL 
 real *arena_reals(struct arena *arena, uint64_t n);
 enum status arena_map(struct arena *arena, struct err *err); /* ST_NO_MEMORY */
 void arena_release(struct arena *arena);
-/* Gives back the pages of a part that is not read again; its ends stay with their neighbours. */
-void arena_forget(void *part, size_t bytes);
 
 #endif

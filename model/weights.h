@@ -46,9 +46,6 @@ enum status weights_new(const struct arch *arch, bool packed, struct weights **o
 
 /* Dequantises all of `base` once, into the form that the table wants. The base may be closed afterwards. */
 enum status weights_load(const struct base *base, const struct ops *ops, struct weights **out, struct err *err);
-
-/* Turns *weights from f32 rows into tiles, giving back each matrix when it has been packed. The CPU must have a bf16_unit(). */
-enum status weights_pack(struct weights **weights, struct err *err);
 void weights_free(struct weights *weights);
 
 /* x (C) = the embedding of a token */

@@ -46,8 +46,10 @@ static enum status read_documents(struct corpus *c, const struct buf *file, stru
             cap = cap ? 2 * cap : 256;
             c->documents = xrealloc_array(c->documents, cap, sizeof *c->documents);
         }
-        c->documents[c->n_documents++] = (struct corpus_document){
-            .text = {NULL, body.len}, .group = hash_sip(&heldout_key, id, strlen(id)), .chat = chat != NULL};
+        c->documents[c->n_documents++] =
+            (struct corpus_document){.text = {NULL, body.len},
+                                     .group = hash_sip(&heldout_key, id, strlen(id)),
+                                     .kind = chat ? ALV__RECORD_KIND__RECORD_CHAT : ALV__RECORD_KIND__RECORD_TEXT};
         buf_put(&c->text, body.data, body.len);
         free(chat);
         json_decref(root);
@@ -164,12 +166,13 @@ void corpus_order(struct corpus *c, const struct corpus_options *options, uint64
             continue;
         struct bytes left = document->text;
         for (uint32_t piece = 0; left.len > 0; piece++) {
-            size_t len = document->chat ? left.len : text_cut(left, options->segment_bytes);
+            size_t len =
+                document->kind == ALV__RECORD_KIND__RECORD_CHAT ? left.len : text_cut(left, options->segment_bytes);
             if (c->n_train == cap) {
                 cap = cap ? 2 * cap : 1024;
                 c->train = xrealloc_array(c->train, cap, sizeof *c->train);
             }
-            c->train[c->n_train++] = (struct corpus_segment){{left.data, len}, document->group, piece, document->chat};
+            c->train[c->n_train++] = (struct corpus_segment){{left.data, len}, document->group, piece, document->kind};
             left = (struct bytes){left.data + len, left.len - len};
         }
     }
@@ -201,7 +204,7 @@ static Alv__Segment *segment_of(const struct corpus_segment *from, uint64_t offs
     for (int i = 0; i < 8; i++)
         group[i] = (uint8_t)(from->group >> (8 * i));
     s.offset = offset;
-    s.kind = corpus_kind(from->chat);
+    s.kind = from->kind;
     s.piece = from->piece;
     s.group = (ProtobufCBinaryData){sizeof group, group};
     s.text = (ProtobufCBinaryData){from->text.len, (uint8_t *)from->text.data};

@@ -12,11 +12,6 @@
 #include "worker/engine.h"
 #include "worker/train.h"
 
-static inline Alv__RecordKind corpus_kind(bool chat)
-{
-    return chat ? ALV__RECORD_KIND__RECORD_CHAT : ALV__RECORD_KIND__RECORD_TEXT;
-}
-
 enum corpus_part { PART_AUDIT, PART_GATE, PART_TUNING, CORPUS_PARTS };
 extern const char *const corpus_part_names[CORPUS_PARTS];
 
@@ -29,7 +24,7 @@ struct corpus_segment {
     struct bytes text;
     uint64_t group;
     uint32_t piece;
-    bool chat;
+    Alv__RecordKind kind;
 };
 
 struct corpus {
@@ -39,7 +34,7 @@ struct corpus {
     struct corpus_document {
         struct bytes text;
         uint64_t group;
-        bool chat; /* text is its messages, as a chat record holds them: one segment, never cut */
+        Alv__RecordKind kind; /* of a chat, `text` is its messages: one segment, never cut */
     } * documents;
     uint32_t n_documents;
     struct corpus_segment *train;

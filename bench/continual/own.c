@@ -32,7 +32,7 @@ enum status own_read(const char *dir, struct engine *engine, struct own *out, st
     for (; own.n < texts.n_documents && status == ST_OK; own.n++) {
         const struct corpus_document *d = &texts.documents[own.n];
         size_t begin = own.ids.n;
-        status = engine_tokenise(engine, corpus_kind(d->chat), d->text, &own.ids, &own.mask, err);
+        status = engine_tokenise(engine, d->kind, d->text, &own.ids, &own.mask, err);
         own.samples[own.n].n_tokens = (uint32_t)(own.ids.n - begin);
     }
     size_t at = 0; /* the buffers have moved while they grew */

@@ -11,6 +11,7 @@
 #include "harness.h"
 #include "model/bf16.h"
 #include "model/trainer.h"
+#include "weights_pack.h"
 
 enum { SKIPPED = 77 };
 

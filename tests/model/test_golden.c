@@ -17,6 +17,7 @@
 #include "model/evaluate.h"
 #include "model/trainer.h"
 #include "model/transformer.h"
+#include "weights_pack.h"
 
 #define GOLDEN SOURCE_DIR "/tests/golden/engine/"
 enum { SAMPLES = 2, TOKENS_MAX = 512, STEPS = 50, PROJECTIONS = 16 };
