@@ -88,7 +88,7 @@ static size_t run_piece(const struct loss *loss, const struct weights *w, real *
     return used;
 }
 
-/* The weight of a pair is known when both its samples have been through the head: only then their rows get it. */
+/* After the head, since the weight of a pair is known only when both its samples have been through it. */
 static void weigh(const struct weights *w, real *dx, const struct packed *packed, const struct objective *objective,
                   const double *nll)
 {
@@ -132,7 +132,7 @@ void loss_run(const struct loss *loss, const struct weights *w, real *dx, const 
             n_targets[sample]++;
         }
     }
-    if (dx && objective->kind == OBJECTIVE_DPO)
+    if (dx && (objective->kind == OBJECTIVE_DPO || packed->weights))
         weigh(w, dx, packed, objective, nll);
 }
 

@@ -11,6 +11,14 @@ const char *objective_name(enum objective_kind kind)
     return names[kind];
 }
 
+static uint32_t targets_of(const struct packed *p, uint32_t sample)
+{
+    uint32_t n = 0;
+    for (uint32_t m = p->cu_seqlens[sample]; m < p->cu_seqlens[sample + 1]; m++)
+        n += p->mask[m] != 0;
+    return n;
+}
+
 static enum status accepts_pairs(const struct packed *p, struct err *err)
 {
     if (!p->reference || p->n_samples % 2)
@@ -18,9 +26,7 @@ static enum status accepts_pairs(const struct packed *p, struct err *err)
                        "dpo: %u samples %s the reference's log-probabilities; it takes pairs with them", p->n_samples,
                        p->reference ? "with" : "without");
     for (uint32_t s = 0; s < p->n_samples; s++) {
-        uint32_t targets = 0;
-        for (uint32_t m = p->cu_seqlens[s]; m < p->cu_seqlens[s + 1]; m++)
-            targets += p->mask[m] != 0;
+        uint32_t targets = targets_of(p, s);
         if (!targets || !isfinite(p->reference[s]))
             return err_set(err, ST_BAD_DATA, "dpo: sample %u has %u targets and the reference's log-probability %g", s,
                            targets, p->reference[s]);
@@ -32,15 +38,25 @@ enum status objective_accepts(const struct objective *o, const struct packed *pa
 {
     if (o->kind == OBJECTIVE_DPO)
         return accepts_pairs(packed, err);
+    for (uint32_t s = 0; packed->weights && s < packed->n_samples; s++)
+        if (!(packed->weights[s] > 0) || !isfinite(packed->weights[s]))
+            return err_set(err, ST_BAD_DATA, "sample %u has the weight %g", s, (double)packed->weights[s]);
     for (uint32_t m = 0; m < packed->n_rows && o->kind == OBJECTIVE_KL; m++)
         if (packed->mask[m] && (!packed->teacher || !packed->teacher[m]))
             return err_set(err, ST_BAD_DATA, "kl: row %u has no teacher's logits", m);
     return ST_OK;
 }
 
-uint64_t objective_count(const struct objective *o, const struct packed *packed)
+double objective_count(const struct objective *o, const struct packed *packed)
 {
-    return o->kind == OBJECTIVE_DPO ? packed->n_samples / 2 : packed->n_targets;
+    double sum = 0;
+    if (o->kind == OBJECTIVE_DPO)
+        return packed->n_samples / 2;
+    if (!packed->weights)
+        return packed->n_targets;
+    for (uint32_t s = 0; s < packed->n_samples; s++)
+        sum += (double)packed->weights[s] * targets_of(packed, s);
+    return sum;
 }
 
 /* z of the pair that begins at sample s */
@@ -63,14 +79,14 @@ double objective_sum(const struct objective *o, const struct packed *packed, con
             sum += softplus_minus(o->beta * gained(packed, nll, s));
     else
         for (uint32_t s = 0; s < packed->n_samples; s++)
-            sum += nll[s];
+            sum += objective_weight(o, packed, nll, s) * nll[s];
     return sum;
 }
 
 double objective_weight(const struct objective *o, const struct packed *packed, const double *nll, uint32_t sample)
 {
     if (o->kind != OBJECTIVE_DPO)
-        return 1;
+        return packed->weights ? (double)packed->weights[sample] : 1;
     double z = o->beta * gained(packed, nll, sample & ~1u), weight = o->beta / (1 + exp(z));
     return sample & 1 ? -weight : weight;
 }

@@ -4,6 +4,7 @@
  *        With `distil` the targets of marked samples are that share the bare base's predictions, the rest the text: such a row
  *        pulls back to what the base said, and at nothing where it still says so. Learning without forgetting, Li and Hoiem
  *        2016, arXiv 1606.09282, with replayed text in the place of new. Losses that are reported stay those of the text.
+ *        With weights (pack.h) it is the weighted mean: what is replayed may count for more than its rows.
  *   DPO  samples come in pairs, the chosen answer and the rejected one: the mean over pairs of -log sigmoid(beta z), z how
  *        much more the chosen answer's log-probability has risen over the reference's than the rejected one's. The
  *        reference's log-probabilities are given. Rafailov et al. 2023, arXiv 2305.18290.
@@ -33,8 +34,8 @@ const char *objective_name(enum objective_kind kind); /* "lm", "dpo", "kl" */
  * sides, or a teacher's logits at every target row. */
 enum status objective_accepts(const struct objective *o, const struct packed *packed, struct err *err);
 
-/* What the objective's sum over a batch is divided by: targets, or pairs. */
-uint64_t objective_count(const struct objective *o, const struct packed *packed);
+/* What the objective's sum over a batch is divided by: targets, each with its sample's weight, or pairs. */
+double objective_count(const struct objective *o, const struct packed *packed);
 
 /* Sum of the objective over a batch, from each sample's nll (for KL: its divergence). */
 double objective_sum(const struct objective *o, const struct packed *packed, const double *nll);

@@ -32,6 +32,7 @@ struct packed {           /* owned by whoever called pack_samples; release with 
     const double *reference;    /* (n_samples) log-probability of each sample's targets under the reference */
     const real *const *teacher; /* (n_rows) where the teacher's logits (V) of a row begin; read at target rows */
     const bool *distilled;      /* (n_samples) those that learn from the base as well */
+    const float *weights;       /* (n_samples) how much a target counts, > 0; NULL: 1 each */
 };
 
 /* Packs the longest prefix of `samples` whose rows are at most `rows_max`, in order, and returns how many were taken

@@ -281,7 +281,8 @@ enum status trainer_step(struct trainer *trainer, const struct packed *batches, 
     memset(trainer->grad, 0, trainer->n * sizeof *trainer->grad);
 
     struct step_result r = {0};
-    uint64_t count = 0, preferred = 0;
+    uint64_t preferred = 0;
+    double count = 0;
     for (uint32_t b = 0; b < n_batches; b++) {
         r.n_targets += batches[b].n_targets;
         count += objective_count(objective, &batches[b]);
@@ -296,8 +297,8 @@ enum status trainer_step(struct trainer *trainer, const struct packed *batches, 
             if (objective->kind == OBJECTIVE_DPO)
                 preferred += objective_preferred(&batches[b], trainer->nll + at);
         }
-        r.loss /= (double)count;
-        r.preferred = (double)preferred / (double)count;
+        r.loss /= count;
+        r.preferred = (double)preferred / count;
         r.grad_norm = optimizer_norm(trainer->grad, trainer->n);
         if (!isfinite(r.loss) || !isfinite(r.grad_norm))
             return not_finite(trainer, &r, err);

@@ -99,12 +99,19 @@ enum status train_ready(const struct engine *engine, struct view *view, const Al
 struct step_batches {
     struct sample *samples;
     struct packed *batches;
-    bool *anchor; /* of each sample */
+    bool *anchor;   /* of each sample */
+    float *weights; /* of each sample */
     uint32_t n_samples, n_batches;
 };
 
-static void pack_step(const struct lease_work *work, uint32_t step, uint32_t rows_max, struct step_batches *out)
+static void pack_step(const struct lease_work *work, const Alv__TrainConfig *train, uint32_t step, uint32_t rows_max,
+                      struct step_batches *out)
 {
+    const float weight_of[MIX_POOLS] = {
+        [MIX_FRESH] = 1,
+        [MIX_HISTORY] = 1 + (float)train->history_boost_permille / 1000,
+        [MIX_ANCHOR] = 1 + (float)train->anchor_boost_permille / 1000,
+    };
     uint32_t first = work->order.steps[step], n = work->order.steps[step + 1] - first;
     *out = (struct step_batches){.samples = xcalloc(n, sizeof *out->samples), .n_samples = n};
     for (uint32_t i = 0; i < n; i++) {
@@ -114,12 +121,16 @@ static void pack_step(const struct lease_work *work, uint32_t step, uint32_t row
     }
     out->batches = xcalloc(n, sizeof *out->batches);
     out->anchor = xcalloc(n, sizeof *out->anchor);
-    for (uint32_t i = 0; i < n; i++)
+    out->weights = xcalloc(n, sizeof *out->weights);
+    for (uint32_t i = 0; i < n; i++) {
         out->anchor[i] = work->order.samples[first + i].pool == MIX_ANCHOR;
+        out->weights[i] = weight_of[work->order.samples[first + i].pool];
+    }
     for (uint32_t at = 0, taken; at < n; at += taken) {
         struct packed *batch = &out->batches[out->n_batches++];
         taken = pack_samples(out->samples + at, n - at, rows_max, batch);
         batch->distilled = out->anchor + at;
+        batch->weights = out->weights + at;
     }
 }
 
@@ -129,19 +140,41 @@ static void step_batches_release(struct step_batches *b)
         packed_release(&b->batches[i]);
     free(b->batches);
     free(b->anchor);
+    free(b->weights);
     free(b->samples);
+}
+
+struct trail {         /* what the steps leave behind */
+    double *nll;       /* (samples) */
+    uint32_t *targets; /* (samples) */
+    float *mean;       /* of the last states (Izmailov et al. 2018, arXiv 1803.05407); NULL: not wanted */
+    size_t floats;
+    uint32_t states; /* in the mean */
+};
+
+static void add_state(struct trail *trail, const float *block)
+{
+    const float share = 1 / (float)++trail->states;
+    for (size_t i = 0; i < trail->floats; i++)
+        trail->mean[i] += share * (block[i] - trail->mean[i]);
+}
+
+/* How many of T steps are the last `permille` of them. */
+static uint32_t last_steps(uint32_t T, uint32_t permille)
+{
+    return (uint32_t)((uint64_t)T * permille / 1000);
 }
 
 /* The rate of step t of T: it falls over the last `falling` steps, and would be nothing at the one after the last. */
 static float rate_of(const Alv__TrainConfig *train, uint32_t t, uint32_t T)
 {
-    const uint32_t falling = (uint32_t)((uint64_t)T * train->decay_permille / 1000), left = T - t;
+    const uint32_t falling = last_steps(T, train->decay_permille), left = T - t;
     return left > falling ? train->lr : train->lr * (float)left / (float)(falling + 1);
 }
 
 static enum status train_steps(struct engine *engine, const Alv__TrainConfig *train, const struct lease_work *work,
-                               const atomic_bool *cancel, train_progress *progress, void *user, double *nll,
-                               uint32_t *targets, struct train_result *out, struct err *err)
+                               const atomic_bool *cancel, train_progress *progress, void *user, struct trail *trail,
+                               struct train_result *out, struct err *err)
 {
     uint64_t rows = 0;
     double begun = clock_s();
@@ -152,14 +185,16 @@ static enum status train_steps(struct engine *engine, const Alv__TrainConfig *tr
         struct step_result result;
         trainer_set_rate(engine->trainer, rate_of(train, t, work->order.n_steps));
         uint32_t first = work->order.steps[t];
-        pack_step(work, t, engine->trainer_config.rows_max, &b);
+        pack_step(work, train, t, engine->trainer_config.rows_max, &b);
         for (uint32_t i = 0; i < b.n_batches; i++)
             rows += b.batches[i].n_rows;
-        enum status status =
-            trainer_step(engine->trainer, b.batches, b.n_batches, &result, nll + first, targets + first, err);
+        enum status status = trainer_step(engine->trainer, b.batches, b.n_batches, &result, trail->nll + first,
+                                          trail->targets + first, err);
         step_batches_release(&b);
         if (status != ST_OK)
             return err_prefix(err, status, "step %u of %u", t + 1, work->order.n_steps);
+        if (trail->mean && work->order.n_steps - t <= last_steps(work->order.n_steps, train->average_permille))
+            add_state(trail, trainer_adapter(engine->trainer));
         out->target_tokens += result.n_targets;
         out->loss = result.loss;
         double seconds = clock_s() - begun;
@@ -171,7 +206,7 @@ static enum status train_steps(struct engine *engine, const Alv__TrainConfig *tr
 }
 
 static enum status encode(const struct engine *engine, const Alv__Lease *lease, const struct lease_work *work,
-                          struct train_result *out, struct err *err)
+                          const float *state, struct train_result *out, struct err *err)
 {
     struct delta_head head = {.coding = (enum delta_coding)lease->train->delta_coding,
                               .session = lease->session_counter,
@@ -179,8 +214,7 @@ static enum status encode(const struct engine *engine, const Alv__Lease *lease, 
                               .generation = lease->generation};
     if (head.coding < DELTA_F32 || head.coding > DELTA_INT8)
         return err_set(err, ST_UNSUPPORTED, "delta coding %u", lease->train->delta_coding);
-    return delta_encode(&engine->shape, trainer_adapter(engine->trainer), work->parent, &head, lease->seed, &out->delta,
-                        err);
+    return delta_encode(&engine->shape, state, work->parent, &head, lease->seed, &out->delta, err);
 }
 
 enum status train_run(struct engine *engine, const Alv__Lease *lease, const struct lease_work *work,
@@ -188,21 +222,24 @@ enum status train_run(struct engine *engine, const Alv__Lease *lease, const stru
                       struct err *err)
 {
     uint32_t n_samples = work->order.n_samples, n_fresh = work->plan.n[MIX_FRESH];
-    double *nll = xcalloc((size_t)n_samples + 1, sizeof *nll);
-    uint32_t *targets = xcalloc((size_t)n_samples + 1, sizeof *targets);
+    struct trail trail = {.nll = xcalloc((size_t)n_samples + 1, sizeof *trail.nll),
+                          .targets = xcalloc((size_t)n_samples + 1, sizeof *trail.targets),
+                          .floats = adapter_floats(&engine->shape)};
     float *losses = xcalloc((size_t)n_fresh + 1, sizeof *losses);
     struct train_result result = {0};
     enum status status = engine_trainer(engine, lease->train, work->plan.sample_rows, err);
     if (status != ST_OK)
         goto done;
+    if (last_steps(work->order.n_steps, lease->train->average_permille))
+        trail.mean = xcalloc(trail.floats, sizeof *trail.mean);
     trainer_set_adapter(engine->trainer, work->parent);
     trainer_fingerprint(engine->trainer, result.fingerprint, sizeof result.fingerprint);
-    status = train_steps(engine, lease->train, work, cancel, progress, user, nll, targets, &result, err);
+    status = train_steps(engine, lease->train, work, cancel, progress, user, &trail, &result, err);
     if (status == ST_OK)
-        status = encode(engine, lease, work, &result, err);
+        status = encode(engine, lease, work, trail.mean ? trail.mean : trainer_adapter(engine->trainer), &result, err);
     if (status != ST_OK)
         goto done;
-    plan_losses(&work->plan, work->texts[MIX_FRESH], &work->order, nll, targets, losses);
+    plan_losses(&work->plan, work->texts[MIX_FRESH], &work->order, trail.nll, trail.targets, losses);
     for (uint32_t i = 0; i < n_fresh; i++)
         buf_put_f32(&result.first_losses, losses[i]);
     *out = result;
@@ -210,7 +247,8 @@ enum status train_run(struct engine *engine, const Alv__Lease *lease, const stru
 done:
     train_result_release(&result);
     free(losses);
-    free(targets);
-    free(nll);
+    free(trail.mean);
+    free(trail.targets);
+    free(trail.nll);
     return status;
 }

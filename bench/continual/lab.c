@@ -41,6 +41,13 @@ static const struct arm arms[] = {
      .what = "replay25, its anchor text that the base wrote, which teaches what the base predicts there"},
     {"replay25-own10", PLAIN, RATIO(150, 100), .own_anchor = true,
      .what = "replay25-own with 15 % history and 10 % anchor"},
+    {"replay25-own-h2a4", PLAIN, RATIO(200, 50), .own_anchor = true, .history_boost = 1000, .anchor_boost = 3000,
+     .what = "replay25-own, a token of history counting twice, one of the anchor four times"},
+    {"replay25-own-h3a8", PLAIN, RATIO(200, 50), .own_anchor = true, .history_boost = 2000, .anchor_boost = 7000,
+     .what = "replay25-own, a token of history counting three times, one of the anchor eight times"},
+    {"replay25-own-h2a4-avg", PLAIN, RATIO(200, 50), .own_anchor = true, .history_boost = 1000, .anchor_boost = 3000,
+     .average_permille = 500,
+     .what = "replay25-own-h2a4, each lease ending at the mean of its states over its last half"},
     {"replay25-decay", PLAIN, RATIO(200, 50), .decay_permille = 1000,
      .what = "replay25, the rate falling to nothing over each lease"},
     {"joint-decay", PLAIN, RATIO(200, 50), .joint = true, .decay_permille = 1000,
@@ -90,6 +97,7 @@ void lab_defaults(struct lab_config *out)
         .warmup_steps = 4,
         .sample_k = 4096,
         .micro_rows = 1024,
+        .threads = 1,
         .corpus = {.segment_bytes = 2048, .heldout_permille = 300, .window_tokens = 256, .windows = {64, 64, 16}},
         .ops = ops_best(),
     };
@@ -113,13 +121,13 @@ static json_t *config_json(const struct lab *lab)
         json_array_append_new(orders, order);
     }
     digest_hex(&lab->engine.card.base, hex);
-    return json_pack("{s:i, s:s, s:s, s:s#, s:o, s:o, s:i, s:i, s:i, s:i, s:i, s:i, s:i, s:i, s:i, s:i, s:[iii]}",
-                     "format", 1, "backend", ops_of(c->ops)->name, "model", lab->engine.card.base_name, "base", hex, 16,
-                     "texts", texts, "orders", orders, "fresh_tokens", c->fresh_tokens, "seq_tokens", c->seq_tokens,
-                     "step_tokens", c->step_tokens, "rank", c->rank, "alpha", c->alpha, "warmup_steps", c->warmup_steps,
-                     "sample_k", c->sample_k, "segment_bytes", c->corpus.segment_bytes, "heldout_permille",
-                     c->corpus.heldout_permille, "window_tokens", c->corpus.window_tokens, "windows",
-                     c->corpus.windows[0], c->corpus.windows[1], c->corpus.windows[2]);
+    return json_pack("{s:i, s:s, s:s#, s:o, s:o, s:i, s:i, s:i, s:i, s:i, s:i, s:i, s:i, s:i, s:i, s:[iii]}", "format",
+                     2, "model", lab->engine.card.base_name, "base", hex, 16, "texts", texts, "orders", orders,
+                     "fresh_tokens", c->fresh_tokens, "seq_tokens", c->seq_tokens, "step_tokens", c->step_tokens,
+                     "rank", c->rank, "alpha", c->alpha, "warmup_steps", c->warmup_steps, "sample_k", c->sample_k,
+                     "segment_bytes", c->corpus.segment_bytes, "heldout_permille", c->corpus.heldout_permille,
+                     "window_tokens", c->corpus.window_tokens, "windows", c->corpus.windows[0], c->corpus.windows[1],
+                     c->corpus.windows[2]);
 }
 
 static enum status use_targets(struct lab *lab, uint32_t targets, struct err *err)
@@ -135,7 +143,7 @@ enum status lab_open(const struct lab_config *config, struct lab **out, struct e
 {
     struct lab *lab = xcalloc(1, sizeof *lab);
     lab->config = *config;
-    struct engine_options options = {.threads = 1, .micro_rows = config->micro_rows, .ops = config->ops};
+    struct engine_options options = {.threads = config->threads, .micro_rows = config->micro_rows, .ops = config->ops};
     const unsigned all = (1 << CORPUS_PARTS) - 1, audit = 1 << PART_AUDIT;
     json_t *json = NULL;
     enum status status = engine_open(config->base, &options, &lab->engine, err);
@@ -379,8 +387,9 @@ static void make_lease(const struct lab *lab, const struct cell *cell, uint32_t 
     b->train.anchor_permille = arm->anchor_permille, b->train.history_permille = arm->history_permille;
     b->train.sample_k = c->sample_k;
     b->train.delta_coding = arm->coding;
-    b->train.decay_permille = arm->decay_permille;
+    b->train.decay_permille = arm->decay_permille, b->train.average_permille = arm->average_permille;
     b->train.distil_permille = arm->own_anchor ? 1000 : 0;
+    b->train.history_boost_permille = arm->history_boost, b->train.anchor_boost_permille = arm->anchor_boost;
     for (uint32_t i = 0; i <= D; i++) {
         Alv__DomainView *view = b->view_list[i] = &b->views[i];
         uint32_t from = lab->corpora[0].n_train, to;

@@ -34,7 +34,7 @@ struct lab_config {
     uint32_t order[LAB_PASSES][LAB_DOMAINS]; /* index of the domain at each place of each pass */
     const char *sentinels[LAB_SENTINELS];    /* never trained, replayed or tuned on; NULL: none */
     uint32_t fresh_tokens;                   /* of one stage, at least */
-    uint32_t seq_tokens, step_tokens, rank, alpha, warmup_steps, sample_k, micro_rows;
+    uint32_t seq_tokens, step_tokens, rank, alpha, warmup_steps, sample_k, micro_rows, threads;
     struct corpus_options corpus;
     enum ops_kind ops;
     bool quiet;
@@ -51,7 +51,8 @@ struct arm {
     bool joint;           /* every stage is a slice of all domains */
     uint32_t targets;     /* bits of LORA_*: the others' change is taken back to zero */
     uint32_t coding;      /* enum delta_coding, on the way to the combination */
-    uint32_t decay_permille;
+    uint32_t decay_permille, average_permille;
+    uint32_t history_boost, anchor_boost; /* permille */
     bool own_anchor;  /* the anchor is text that the base wrote, and teaches the base's predictions */
     const char *what; /* for the report */
 };

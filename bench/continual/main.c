@@ -1,12 +1,12 @@
 /* bench_continual: does it keep what it knew while it learns? Real domains one after another, then in another order.
  *
  *     bench_continual [--base GGUF|DIR] [--text DIR] [--work DIR] [--results FILE] [--fresh TOKENS] [--cells N] [--plan]
- *                     [--arm NAME --rate RATE --seed N]
+ *                     [--threads N] [--arm NAME --rate RATE --seed N]
  *
  * Does the cells of plan.c that the results file does not hold yet, one after the other, and may be interrupted at any
  * moment: TERM or INT drops the cell in hand (minutes), STOP and CONT pause. --cells N ends after N cells, --plan
- * only says how many are done; --arm does pass 1 of one run instead. One thread. The text is that of scripts/fetch-text; bench/continual/report makes the
- * page and the pictures from results files. */
+ * only says how many are done; --arm does pass 1 of one run instead. The text is that of scripts/fetch-text;
+ * bench/continual/report makes the page and the pictures from results files. */
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -50,6 +50,8 @@ static bool parse(struct args *a, int argc, char **argv)
             a->config.work = value;
         else if (!strcmp(name, "--results"))
             a->config.results = value;
+        else if (!strcmp(name, "--threads"))
+            a->config.threads = (uint32_t)strtoul(value, NULL, 10);
         else if (!strcmp(name, "--fresh"))
             a->config.fresh_tokens = (uint32_t)strtoul(value, NULL, 10);
         else if (!strcmp(name, "--arm"))
@@ -87,7 +89,7 @@ int main(int argc, char **argv)
     if (!parse(&args, argc, argv)) {
         fprintf(stderr,
                 "usage: bench_continual [--base PATH] [--text DIR] [--work DIR] [--results FILE] [--fresh TOKENS] "
-                "[--cells N] [--plan] [--arm NAME --rate RATE --seed N]\n");
+                "[--cells N] [--plan] [--threads N] [--arm NAME --rate RATE --seed N]\n");
         return 2;
     }
     hash_start();

@@ -183,7 +183,10 @@ static Alv__TrainConfig *train_config(const struct core *core)
     t->anchor_permille = s->anchor_permille;
     t->history_permille = s->history_permille;
     t->decay_permille = s->decay_permille;
+    t->average_permille = s->average_permille;
     t->distil_permille = s->distil_permille;
+    t->history_boost_permille = s->history_boost_permille;
+    t->anchor_boost_permille = s->anchor_boost_permille;
     t->sample_k = s->sample_k;
     t->delta_coding = s->delta_coding;
     if (core->round.attempt == ATTEMPT_DIAGNOSE)

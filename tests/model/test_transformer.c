@@ -149,7 +149,9 @@ static void check_gradients(const char *what, const struct arch *arch, uint32_t 
     check_gradients_of(what, arch, targets, toy_batch(), &lm);
 }
 
-/* sum over targets of (1 - d) nll(text) + d nll(the base's predictions), from logits alone */
+static const float uneven[N_SAMPLES] = {1, 3, 0.5f, 2.25f};
+
+/* sum over targets of (1 - d) nll(text) + d nll(the base's predictions), each with its sample's weight, from logits alone */
 static double distilled_loss(struct transformer *t, const real *block, const struct packed *p, double d)
 {
     real logits[12 * VOCAB], of_base[12 * VOCAB];
@@ -170,7 +172,7 @@ static double distilled_loss(struct transformer *t, const real *block, const str
         while (rows[i] >= p->cu_seqlens[s + 1])
             s++;
         double text = log(zx) - x[p->targets[rows[i]]];
-        sum += p->distilled[s] ? (1 - d) * text + d * cross : text;
+        sum += (double)p->weights[s] * (p->distilled[s] ? (1 - d) * text + d * cross : text);
     }
     return sum;
 }
@@ -195,6 +197,7 @@ static void test_gradients_of_distillation(void)
     rng_seed(&rng, 5);
     fill(&rng, block, n, 0.3, 0);
     packed.distilled = distilled;
+    packed.weights = uneven;
     transformer_teach(t, &packed);
     transformer_run(t, block, grad, &packed, &o, 0.5, nll, counts);
     for (size_t i = 0; i < n; i++) {
@@ -252,6 +255,22 @@ static void test_gradients_of_each_objective(void)
     packed.teacher = teacher;
     EXPECT_ST(objective_accepts(&kl, &packed, &err), ST_OK, &err);
     check_gradients_of("kl", &toy_llama, LORA_ALL, packed, &kl);
+}
+
+static void test_gradients_of_weighted_samples(void)
+{
+    static const float unfit[][N_SAMPLES] = {{1, 0, 1, 1}, {1, 1, -1, 1}, {NAN, 1, 1, 1}, {1, 1, 1, INFINITY}};
+    struct packed packed = toy_batch();
+    struct err err;
+    for (int i = 0; i < 4; i++) {
+        packed.weights = unfit[i];
+        EXPECT_ST(objective_accepts(&lm, &packed, &err), ST_BAD_DATA, &err);
+    }
+    packed.weights = uneven;
+    EXPECT_ST(objective_accepts(&lm, &packed, &err), ST_OK, &err);
+    EXPECT_NEAR(objective_count(&lm, &packed), 6 * 1 + 1 * 0.5 + 3 * 2.25,
+                0); /* targets of the samples that have rows */
+    check_gradients_of("weighted", &toy_llama, LORA_ALL, packed, &lm);
 }
 
 /* A pair is never torn apart, and what is not whole is refused. */
@@ -393,6 +412,7 @@ int main(void)
     RUN(test_gradients_of_each_switch);
     RUN(test_gradients_of_each_module);
     RUN(test_gradients_of_each_objective);
+    RUN(test_gradients_of_weighted_samples);
     RUN(test_gradients_of_distillation);
     RUN(test_pairs);
     RUN(test_packed_is_one_by_one);

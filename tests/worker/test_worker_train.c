@@ -3,7 +3,10 @@
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
+#include <unistd.h>
 
+#include "adapter/delta.h"
 #include "base/hash.h"
 #include "harness.h"
 #include "toy.h"
@@ -151,6 +154,80 @@ static void test_distilled_lease(void)
     engine_close(&engine);
 }
 
+/* What is replayed may count for more: another delta, and a pool that a lease has none of counts for nothing. */
+static void test_boosted_lease(void)
+{
+    struct engine engine;
+    struct train_result plain = {0}, history = {0}, anchor = {0};
+    struct err err;
+    struct view *view = new_view();
+    Alv__Lease *lease = toy_lease();
+    engine_up(&engine, OPS_BLAS, 1);
+    EXPECT_ST(train(&engine, view, lease, &never, &plain, &err), ST_OK, &err);
+    lease->train->history_boost_permille = 1500;
+    EXPECT_ST(train(&engine, view, lease, &never, &history, &err), ST_OK, &err);
+    lease->train->history_boost_permille = 0;
+    lease->train->anchor_boost_permille = 1500;
+    EXPECT_ST(train(&engine, view, lease, &never, &anchor, &err), ST_OK, &err);
+    EXPECT(memcmp(history.delta.data, plain.delta.data, plain.delta.len) != 0);
+    EXPECT(memcmp(anchor.delta.data, plain.delta.data, plain.delta.len) != 0);
+    EXPECT(memcmp(anchor.delta.data, history.delta.data, plain.delta.len) != 0);
+    EXPECT_EQ(history.target_tokens, plain.target_tokens);
+    train_result_release(&plain);
+    train_result_release(&anchor);
+    lease->train->anchor_permille = 0;
+    EXPECT_ST(train(&engine, view, lease, &never, &anchor, &err), ST_OK, &err);
+    lease->train->anchor_boost_permille = 0;
+    EXPECT_ST(train(&engine, view, lease, &never, &plain, &err), ST_OK, &err);
+    EXPECT(anchor.delta.len == plain.delta.len && memcmp(anchor.delta.data, plain.delta.data, plain.delta.len) == 0);
+    lease->train->anchor_boost_permille = 100001;
+    EXPECT_ST(plan_check_lease(lease, &err), ST_BAD_DATA, &err);
+    train_result_release(&plain);
+    train_result_release(&history);
+    train_result_release(&anchor);
+    view_free(view);
+    engine_close(&engine);
+}
+
+static double length_of(const struct engine *engine, const struct buf *delta)
+{
+    struct delta_head head;
+    struct err err;
+    double norm = NAN;
+    int fd = memfd_create("delta", MFD_CLOEXEC);
+    EXPECT(fd >= 0 && write(fd, delta->data, delta->len) == (ssize_t)delta->len);
+    EXPECT_ST(delta_check(fd, delta->len, &engine->shape, NULL, &head, &norm, &err), ST_OK, &err);
+    close(fd);
+    return norm;
+}
+
+/* A lease that ends at the mean of its last states: over one of them it is that state; over more the way is shorter and what
+ * was measured on the way is the same. */
+static void test_averaged_lease(void)
+{
+    struct engine engine;
+    struct train_result plain = {0}, one = {0}, many = {0};
+    struct err err;
+    struct view *view = new_view();
+    Alv__Lease *lease = toy_lease();
+    engine_up(&engine, OPS_BLAS, 1);
+    EXPECT_ST(train(&engine, view, lease, &never, &plain, &err), ST_OK, &err);
+    lease->train->average_permille = 1000 / plain.steps + 1;
+    EXPECT_ST(train(&engine, view, lease, &never, &one, &err), ST_OK, &err);
+    lease->train->average_permille = 1000;
+    EXPECT_ST(train(&engine, view, lease, &never, &many, &err), ST_OK, &err);
+    EXPECT(one.delta.len == plain.delta.len && memcmp(one.delta.data, plain.delta.data, plain.delta.len) == 0);
+    EXPECT(length_of(&engine, &many.delta) < 0.9 * length_of(&engine, &plain.delta));
+    EXPECT(memcmp(many.first_losses.data, plain.first_losses.data, plain.first_losses.len) == 0);
+    lease->train->average_permille = 1001;
+    EXPECT_ST(plan_check_lease(lease, &err), ST_BAD_DATA, &err);
+    train_result_release(&plain);
+    train_result_release(&one);
+    train_result_release(&many);
+    view_free(view);
+    engine_close(&engine);
+}
+
 static void test_segments_that_cannot_be_learnt(void)
 {
     struct engine engine;
@@ -278,6 +355,8 @@ int main(void)
     base_path = toy_base();
     RUN(test_same_lease_same_bytes);
     RUN(test_distilled_lease);
+    RUN(test_boosted_lease);
+    RUN(test_averaged_lease);
     RUN(test_segments_that_cannot_be_learnt);
     RUN(test_remembered_scores_are_the_computed_ones);
     return harness_end();
