@@ -8,16 +8,10 @@ import subprocess
 import sys
 import tempfile
 
+sys.path.insert(0, os.path.join(os.path.dirname(os.path.realpath(__file__)), "..", "support"))
+from expectations import end, expect  # noqa: E402
+
 ALLUVIUM, TOY = sys.argv[1:3]
-failures = expectations = 0
-
-
-def expect(ok, what):
-    global failures, expectations
-    expectations += 1
-    if not ok:
-        failures += 1
-        print(f"FAILED: {what}")
 
 
 def tensors(path, **named):
@@ -122,5 +116,4 @@ with tempfile.TemporaryDirectory(prefix="alluvium-objectives-") as home:
     subprocess.run([TOY, base], check=True)
     test_pairs()
     test_teacher()
-print(f"{expectations} expectations, {failures} failed")
-sys.exit(1 if failures or not expectations else 0)
+end()

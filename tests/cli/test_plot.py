@@ -8,17 +8,11 @@ import sys
 import tempfile
 import xml.etree.ElementTree as ET
 
+sys.path.insert(0, os.path.join(os.path.dirname(os.path.realpath(__file__)), "..", "support"))
+from expectations import end, expect  # noqa: E402
+
 ALLUVIUM = sys.argv[1]
 SVG = "{http://www.w3.org/2000/svg}"
-failures = expectations = 0
-
-
-def expect(ok, what):
-    global failures, expectations
-    expectations += 1
-    if not ok:
-        failures += 1
-        print(f"FAILED: {what}", flush=True)
 
 
 def plot(versions, *args, code=0):
@@ -92,5 +86,4 @@ def main():
 
 
 main()
-print(f"{expectations} expectations, {failures} failed")
-sys.exit(1 if failures or not expectations else 0)
+end()

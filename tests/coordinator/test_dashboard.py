@@ -19,20 +19,13 @@ import tempfile
 import time
 import xml.etree.ElementTree as ET
 
+sys.path.insert(0, os.path.join(os.path.dirname(os.path.realpath(__file__)), "..", "support"))
+from expectations import end, expect  # noqa: E402
+
 PRETEND, ALLUVIUM, SOURCE = map(os.path.realpath, sys.argv[1:4])
 PROMTOOL = os.path.join(SOURCE, "build", "cache", "promtool")
 PROMETHEUS = os.path.join(SOURCE, "deploy", "prometheus")
 VERSIONS = 12  # the first stream comes again in the last two: what a rollback leaves behind was better
-failures = expectations = 0
-
-
-def expect(ok, what):
-    global failures, expectations
-    expectations += 1
-    if not ok:
-        failures += 1
-        print(f"FAILED: {what}", flush=True)
-    return ok
 
 
 def promtool(*args, text=None):
@@ -297,5 +290,4 @@ def main():
 
 
 main()
-print(f"{expectations} expectations, {failures} failed")
-sys.exit(1 if failures or not expectations else 0)
+end()

@@ -9,24 +9,12 @@ import sys
 import tempfile
 import time
 
+sys.path.insert(0, os.path.join(os.path.dirname(os.path.realpath(__file__)), "..", "support"))
+from expectations import end, expect  # noqa: E402
+
 SETTINGS = {"step_tokens": 64, "seq_tokens": 64, "lease_steps_min": 2, "lease_steps_max": 4, "segment_bytes": 256, "round_wait_ms": 500,
             "warmup_steps": 1, "look_1": 16, "look_2": 16, "look_3": 16, "probe_gate": 16, "probe_tuning": 0, "probe_audit": 0,
             "heldout_permille": 300, "window_tokens": 16, "forget_budget": 10, "double_score": 0, "rank": 4, "alpha": 8, "lease_attempts": 20}
-failures = expectations = 0
-
-
-def expect(ok, what):
-    global failures, expectations
-    expectations += 1
-    if not ok:
-        failures += 1
-        print(f"FAILED: {what}", flush=True)
-    return ok
-
-
-def end():
-    print(f"{expectations} expectations, {failures} failed")
-    sys.exit(1 if failures or not expectations else 0)
 
 
 def free_ports():

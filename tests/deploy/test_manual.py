@@ -13,17 +13,11 @@ import subprocess
 import sys
 import tempfile
 
+sys.path.insert(0, os.path.join(os.path.dirname(os.path.realpath(__file__)), "..", "support"))
+from expectations import end, expect  # noqa: E402
+
 ALLUVIUM, MADE, EXAMPLE = sys.argv[1:4]
 HERE = os.path.dirname(os.path.realpath(__file__))
-failures = expectations = 0
-
-
-def expect(ok, what):
-    global failures, expectations
-    expectations += 1
-    if not ok:
-        failures += 1
-        print(f"FAILED: {what}", flush=True)
 
 
 def run(*argv, **more):
@@ -108,5 +102,4 @@ def test_completions():
 test_man()
 test_conf()
 test_completions()
-print(f"{expectations} expectations, {failures} failed")
-sys.exit(1 if failures or not expectations else 0)
+end()

@@ -16,16 +16,7 @@ import time
 HERE = os.path.dirname(os.path.abspath(__file__))
 sys.path.insert(0, os.path.join(HERE, "..", "support"))
 import toy_line  # noqa: E402
-
-failures = expectations = 0
-
-
-def expect(ok, what):
-    global failures, expectations
-    expectations += 1
-    if not ok:
-        failures += 1
-        print(f"FAILED: {what}", flush=True)
+from expectations import end, expect  # noqa: E402
 
 
 def counts_once(line):
@@ -121,5 +112,4 @@ def main():
 
 
 main()
-print(f"{expectations} expectations, {failures} failed")
-sys.exit(1 if failures or not expectations else 0)
+end()

@@ -18,6 +18,9 @@ import sys
 import tempfile
 import time
 
+sys.path.insert(0, os.path.join(os.path.dirname(os.path.realpath(__file__)), "..", "support"))
+from expectations import end, expect  # noqa: E402
+
 ALLUVIUM, SOURCE, BUILD = sys.argv[1:4]
 BASE = os.environ.get("ALLUVIUM_BASE_GGUF") or os.path.join(SOURCE, "build", "cache", "SmolLM2-135M-Instruct.Q4_1.gguf")
 HOME = tempfile.mkdtemp(prefix="alluvium-line-")
@@ -25,17 +28,7 @@ SETTINGS = {"step_tokens": 128, "seq_tokens": 128, "lease_steps_min": 2, "lease_
             "lease_silence_ms": 20000, "warmup_steps": 1, "lr": 2e-4, "look_1": 16, "look_2": 16, "look_3": 16, "probe_gate": 16,
             "probe_tuning": 0, "probe_audit": 0, "heldout_permille": 500, "window_tokens": 16, "forget_budget": 1,
             "double_score": 0, "rank": 4, "alpha": 8, "lease_attempts": 20}
-failures = expectations = 0
 BEGAN = time.monotonic()
-
-
-def expect(ok, what):
-    global failures, expectations
-    expectations += 1
-    if not ok:
-        failures += 1
-        print(f"FAILED: {what}", flush=True)
-    return ok
 
 
 def path(*parts):
@@ -194,5 +187,4 @@ try:
 finally:
     subprocess.run(["pkill", "-KILL", "-f", HOME], check=False)
     shutil.rmtree(HOME, ignore_errors=True)
-print(f"{expectations} expectations, {failures} failed")
-sys.exit(1 if failures or not expectations else 0)
+end()
