@@ -43,13 +43,14 @@ if running "$starting" "$port"; then # left by a run of this hook that was kille
         sleep 0.2
     done
 fi
+# Ends the new one until it is the one to use; set before it starts, so that no signal comes between.
+trap '[ -z "${!:-}" ] || kill $! 2>/dev/null' EXIT
+trap 'exit 1' TERM INT HUP
 # shellcheck disable=SC2086
 setsid "${LLAMA_SERVER:-llama-server}" --host 127.0.0.1 --port "$port" -m "$LLAMA_BASE" --lora "$ALLUVIUM_GGUF" \
     ${LLAMA_OPTIONS:-} >"$state/log" 2>&1 </dev/null &
 pid=$!
 echo "$pid" >"$state/starting"
-trap 'kill $pid 2>/dev/null' EXIT # until it is the one to use
-trap 'exit 1' TERM INT HUP
 tries=$((${LLAMA_WAIT:-90} * 5))
 until kill -0 $pid 2>/dev/null && has "$new"; do
     tries=$((tries - 1))
