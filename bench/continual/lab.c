@@ -48,6 +48,8 @@ static const struct arm arms[] = {
     {"replay25-own-h2a4-avg", PLAIN, RATIO(200, 50), .own_anchor = true, .history_boost = 1000, .anchor_boost = 3000,
      .average_permille = 500,
      .what = "replay25-own-h2a4, each lease ending at the mean of its states over its last half"},
+    {"replay30-own-h2a4", PLAIN, RATIO(200, 100), .own_anchor = true, .history_boost = 1000, .anchor_boost = 3000,
+     .what = "replay25-own-h2a4 with 10 % anchor beside the 20 % history"},
     {"replay25-decay", PLAIN, RATIO(200, 50), .decay_permille = 1000,
      .what = "replay25, the rate falling to nothing over each lease"},
     {"joint-decay", PLAIN, RATIO(200, 50), .joint = true, .decay_permille = 1000,
