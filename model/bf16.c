@@ -187,11 +187,13 @@ void bf16_turn(uint16_t *out, const uint16_t *W, uint32_t N, uint32_t I, uint32_
 
 enum { BLOCK = 2 * BF16_ROWS };
 
-/* C (32, 32) from two left strips and two right ones, added to the addend if there is one. */
+/* C (32, 32) from two left strips and two right ones, added to the addend if there is one. At an edge the second strip of a side may
+ * not be there: not `tall`, not `wide`. */
 struct block {
     float *C;
     const float *addend;
     size_t ldc;
+    bool tall, wide;
     const uint16_t *left[2], *right[2][2]; /* [part][strip] */
     uint32_t steps[2];
 };
@@ -218,9 +220,12 @@ AMX static void block_amx(const struct block *b)
     if (b->addend) {
         const float *below = b->addend + BF16_ROWS * b->ldc;
         _tile_loadd(0, b->addend, stride);
-        _tile_loadd(1, b->addend + BF16_ROWS, stride);
-        _tile_loadd(2, below, stride);
-        _tile_loadd(3, below + BF16_ROWS, stride);
+        if (b->wide)
+            _tile_loadd(1, b->addend + BF16_ROWS, stride);
+        if (b->tall)
+            _tile_loadd(2, below, stride);
+        if (b->tall && b->wide)
+            _tile_loadd(3, below + BF16_ROWS, stride);
     } else {
         _tile_zero(0);
         _tile_zero(1);
@@ -234,11 +239,16 @@ AMX static void block_amx(const struct block *b)
             _tile_loadd(4, l0, 64);
             _tile_loadd(6, r0, 64);
             _tile_dpbf16ps(0, 4, 6);
-            _tile_loadd(7, r1, 64);
-            _tile_dpbf16ps(1, 4, 7);
-            _tile_loadd(5, l1, 64);
-            _tile_dpbf16ps(2, 5, 6);
-            _tile_dpbf16ps(3, 5, 7);
+            if (b->wide) {
+                _tile_loadd(7, r1, 64);
+                _tile_dpbf16ps(1, 4, 7);
+            }
+            if (b->tall) {
+                _tile_loadd(5, l1, 64);
+                _tile_dpbf16ps(2, 5, 6);
+                if (b->wide)
+                    _tile_dpbf16ps(3, 5, 7);
+            }
             l0 += BF16_TILE;
             l1 += BF16_TILE;
             r0 += BF16_TILE;
@@ -246,43 +256,53 @@ AMX static void block_amx(const struct block *b)
         }
     }
     _tile_stored(0, b->C, stride);
-    _tile_stored(1, b->C + BF16_ROWS, stride);
-    _tile_stored(2, low, stride);
-    _tile_stored(3, low + BF16_ROWS, stride);
+    if (b->wide)
+        _tile_stored(1, b->C + BF16_ROWS, stride);
+    if (b->tall)
+        _tile_stored(2, low, stride);
+    if (b->tall && b->wide)
+        _tile_stored(3, low + BF16_ROWS, stride);
 }
 
-/* The same with vectors: 8 rows at a time, two vectors of 16 columns. */
+/* The same with vectors: rows from `row` on, as many as 16 sums hold of `columns` vectors each. */
+INLINE void rows_avx512(const struct block *b, uint32_t row, const uint32_t columns)
+{
+    enum { SUMS = 16 };
+    const uint16_t *l = b->left[row / BF16_ROWS] + row % BF16_ROWS * BF16_STEP;
+    const size_t first = row * b->ldc;
+    __m512 sum[SUMS];
+#pragma GCC unroll 16
+    for (uint32_t i = 0; i < SUMS; i++)
+        sum[i] = b->addend ? _mm512_loadu_ps(b->addend + first + i / columns * b->ldc + i % columns * BF16_ROWS)
+                           : _mm512_setzero_ps();
+    for (int part = 0; part < 2; part++) {
+        const uint16_t *r0 = b->right[part][0], *r1 = b->right[part][1];
+        for (uint32_t s = 0; s < b->steps[part]; s++, l += BF16_TILE - BF16_STEP)
+            for (uint32_t w = 0; w < BF16_STEP / 2; w++, l += 2, r0 += BF16_STEP, r1 += BF16_STEP) {
+                __m512bh x = (__m512bh)_mm512_load_si512((const void *)r0);
+                __m512bh y = columns == 2 ? (__m512bh)_mm512_load_si512((const void *)r1) : x;
+#pragma GCC unroll 16
+                for (uint32_t i = 0; i < SUMS; i++) {
+                    int32_t word;
+                    memcpy(&word, l + i / columns * BF16_STEP, sizeof word);
+                    sum[i] = _mm512_dpbf16_ps(sum[i], (__m512bh)_mm512_set1_epi32(word), i % columns ? y : x);
+                }
+            }
+    }
+#pragma GCC unroll 16
+    for (uint32_t i = 0; i < SUMS; i++)
+        _mm512_storeu_ps(b->C + first + i / columns * b->ldc + i % columns * BF16_ROWS, sum[i]);
+}
+
 AVX512 static void block_avx512(const struct block *b)
 {
-    enum { ROWS = 8 };
-    for (uint32_t row = 0; row < BLOCK; row += ROWS) {
-        float *c = b->C + row * b->ldc;
-        const uint16_t *l = b->left[row / BF16_ROWS] + row % BF16_ROWS * BF16_STEP;
-        __m512 sum[ROWS][2];
-        for (int i = 0; i < ROWS; i++)
-            for (int j = 0; j < 2; j++)
-                sum[i][j] = b->addend ? _mm512_loadu_ps(b->addend + (row + (size_t)i) * b->ldc + j * BF16_ROWS)
-                                      : _mm512_setzero_ps();
-        for (int part = 0; part < 2; part++) {
-            const uint16_t *r0 = b->right[part][0], *r1 = b->right[part][1];
-            for (uint32_t s = 0; s < b->steps[part]; s++, l += BF16_TILE - BF16_STEP)
-                for (uint32_t w = 0; w < BF16_STEP / 2; w++, l += 2, r0 += BF16_STEP, r1 += BF16_STEP) {
-                    __m512bh x = (__m512bh)_mm512_load_si512((const void *)r0);
-                    __m512bh y = (__m512bh)_mm512_load_si512((const void *)r1);
-#pragma GCC unroll 8
-                    for (int i = 0; i < ROWS; i++) {
-                        int32_t word;
-                        memcpy(&word, l + i * BF16_STEP, sizeof word);
-                        __m512bh a = (__m512bh)_mm512_set1_epi32(word);
-                        sum[i][0] = _mm512_dpbf16_ps(sum[i][0], a, x);
-                        sum[i][1] = _mm512_dpbf16_ps(sum[i][1], a, y);
-                    }
-                }
-        }
-        for (int i = 0; i < ROWS; i++)
-            for (int j = 0; j < 2; j++)
-                _mm512_storeu_ps(c + (size_t)i * b->ldc + j * BF16_ROWS, sum[i][j]);
-    }
+    const uint32_t rows = b->tall ? BLOCK : BF16_ROWS;
+    if (b->wide)
+        for (uint32_t row = 0; row < rows; row += BF16_ROWS / 2)
+            rows_avx512(b, row, 2);
+    else
+        for (uint32_t row = 0; row < rows; row += BF16_ROWS)
+            rows_avx512(b, row, 1);
 }
 
 /* A block that ends early, is turned or becomes bf16, by way of a whole one. */
@@ -297,24 +317,30 @@ static void copy_block(const struct bf16_target *C, size_t at, const float *bloc
         }
 }
 
+/* Whole lines go past the caches: whoever reads them does so when all of C is there. */
 AVX512 static void round_block(uint16_t *to, size_t ld, const float *block, uint32_t rows, uint32_t columns)
 {
-    for (uint32_t i = 0; i < rows; i++) {
+    for (uint32_t i = 0; i < rows; i++, to += ld) {
         __m512 a = _mm512_load_ps(block + i * BLOCK), b = _mm512_load_ps(block + i * BLOCK + BF16_ROWS);
-        _mm512_mask_storeu_epi16(to + i * ld, first(columns), (__m512i)_mm512_cvtne2ps_pbh(b, a));
+        __m512i half = (__m512i)_mm512_cvtne2ps_pbh(b, a);
+        if (columns == BLOCK && (uintptr_t)to % sizeof half == 0)
+            _mm512_stream_si512((void *)to, half);
+        else
+            _mm512_mask_storeu_epi16(to, first(columns), half);
     }
 }
 
 /* A block is computed faster than its memory answers: the next one's lines are asked for meanwhile. */
 static void fetch_block(const struct bf16_target *C, size_t at)
 {
-    for (uint32_t i = 0; i < BLOCK; i++)
-        if (C->half) {
-            __builtin_prefetch((uint16_t *)C->data + at + i * C->ld, 1, 3);
-        } else {
-            __builtin_prefetch((float *)C->data + at + i * C->ld, 1, 3);
-            __builtin_prefetch((float *)C->data + at + i * C->ld + BLOCK / 2, 1, 3);
+    for (uint32_t i = 0; i < BLOCK; i++, at += C->ld) {
+        __builtin_prefetch((float *)C->data + at, 1, 3);
+        __builtin_prefetch((float *)C->data + at + BF16_ROWS, 1, 3);
+        if (C->addend && C->addend != C->data) {
+            __builtin_prefetch(C->addend + at, 0, 3);
+            __builtin_prefetch(C->addend + at + BF16_ROWS, 0, 3);
         }
+    }
 }
 
 void bf16_multiply(enum bf16_unit unit, struct bf16_target C, const uint16_t *left, size_t strip,
@@ -325,23 +351,25 @@ void bf16_multiply(enum bf16_unit unit, struct bf16_target C, const uint16_t *le
         tiles_ready();
     for (uint32_t n = 0; n < N; n += BLOCK)
         for (uint32_t m = 0; m < M; m += BLOCK) {
-            const size_t up = m + BF16_ROWS < M, beside = n + BF16_ROWS < N; /* else the second strip is not there */
+            const bool tall = m + BF16_ROWS < M, wide = n + BF16_ROWS < N;
             const uint32_t rows = M - m < BLOCK ? M - m : BLOCK, columns = N - n < BLOCK ? N - n : BLOCK;
-            const bool direct = !C.turned && !C.half && rows == BLOCK && columns == BLOCK;
+            const bool direct = !C.turned && !C.half && rows % BF16_ROWS == 0 && columns % BF16_ROWS == 0;
             const size_t at = C.turned ? n * C.ld + m : m * C.ld + n;
-            if (!C.turned && m + 2 * BLOCK <= M)
+            if (!C.turned && !C.half && m + 2 * BLOCK <= M)
                 fetch_block(&C, at + BLOCK * C.ld);
-            else if (!C.turned && n + 2 * BLOCK <= N && M >= BLOCK)
+            else if (!C.turned && !C.half && n + 2 * BLOCK <= N && M >= BLOCK)
                 fetch_block(&C, n + BLOCK);
             struct block b = {.C = direct ? (float *)C.data + at : whole,
                               .ldc = direct ? C.ld : BLOCK,
-                              .addend = direct && C.addend ? C.addend + at : NULL};
+                              .addend = direct && C.addend ? C.addend + at : NULL,
+                              .tall = tall,
+                              .wide = wide};
             b.left[0] = left + m / BF16_ROWS * strip * BF16_TILE;
-            b.left[1] = b.left[0] + up * strip * BF16_TILE;
+            b.left[1] = b.left[0] + tall * strip * BF16_TILE;
             for (int part = 0; part < 2; part++) {
                 b.steps[part] = right[part].steps;
                 b.right[part][0] = right[part].tiles + n / BF16_ROWS * right[part].strip * BF16_TILE;
-                b.right[part][1] = b.right[part][0] + beside * right[part].strip * BF16_TILE;
+                b.right[part][1] = b.right[part][0] + wide * right[part].strip * BF16_TILE;
             }
             if (unit == BF16_AMX)
                 block_amx(&b);
