@@ -118,6 +118,10 @@ AVX512 static void pack_at(uint16_t *tile, bool turn, const struct bf16_source *
                            uint32_t rows, uint32_t K)
 {
     const size_t at = from->across ? k * from->ld + i : i * from->ld + k;
+    const uint32_t height = from->across ? BF16_STEP : BF16_ROWS;
+    if (from->half && at % BF16_STEP == 0) /* bf16 rows come from far away: the tile below is asked for, line by line */
+        for (uint32_t r = 0; r < height; r++)
+            __builtin_prefetch(element(from, at + (height + r) * from->ld));
     if (rows - i < BF16_ROWS || K - k < BF16_STEP)
         pack_tile(tile, turn, from->half, from, at, rows - i, K - k);
     else if (from->half && turn)

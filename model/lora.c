@@ -95,15 +95,26 @@ static const real *stacked_a(const struct lora *lora, enum lora_product p, uint3
     return lora->stack;
 }
 
-/* What goes into a product or comes out of it. */
-static struct activation input(const struct lora *lora, enum lora_product p, const void *X)
+/* What goes into a product, what comes out of it, and their gradients. What is added to the residual stream, or summed up before it goes on,
+ * is real. */
+static struct activation input(const struct lora *lora, const void *X)
 {
-    return (struct activation){(void *)(uintptr_t)X, lora->ops->packed && p != PRODUCT_O};
+    return (struct activation){(void *)(uintptr_t)X, lora->ops->packed};
 }
 
-static struct activation output(const struct lora *lora, enum lora_product p, const void *Y)
+static struct activation output(const struct lora *lora, enum lora_product p, void *Y)
 {
-    return (struct activation){(void *)(uintptr_t)Y, lora->ops->packed && p == PRODUCT_GATE_UP};
+    return (struct activation){Y, lora->ops->packed && p == PRODUCT_GATE_UP};
+}
+
+static struct activation input_gradient(const struct lora *lora, enum lora_product p, void *dX)
+{
+    return (struct activation){dX, lora->ops->packed && (p == PRODUCT_O || p == PRODUCT_DOWN)};
+}
+
+static struct activation output_gradient(const struct lora *lora, enum lora_product p, const void *dY)
+{
+    return (struct activation){(void *)(uintptr_t)dY, lora->ops->packed && (p == PRODUCT_QKV || p == PRODUCT_GATE_UP)};
 }
 
 void lora_project(const struct lora *lora, enum lora_product p, uint32_t layer, real *U, const void *X,
@@ -112,8 +123,8 @@ void lora_project(const struct lora *lora, enum lora_product p, uint32_t layer, 
     uint32_t in = lora->products[p].in, width = lora_width(lora, p);
     if (width && lora->ops->packed) {
         struct low_rank low = {stacked_a(lora, p, layer, block), NULL, width};
-        lora->ops->frozen(lora->pool, output(lora, p, NULL), U, input(lora, p, X), &(struct frozen_matrix){0}, &low, M,
-                          0, in, false);
+        lora->ops->frozen(lora->pool, output(lora, p, NULL), U, input(lora, X), &(struct frozen_matrix){0}, &low, M, 0,
+                          in, false);
     } else if (width)
         lora->ops->linear(lora->pool, U, width, X, in, stacked_a(lora, p, layer, block), in, M, width, in, 1, false);
 }
@@ -156,7 +167,7 @@ void lora_forward(const struct lora *lora, enum lora_product p, uint32_t layer, 
     uint32_t in = lora->products[p].in, out = lora->products[p].out;
     if (lora->ops->packed) {
         struct low_rank low = low_rank_of(lora, p, layer, block);
-        lora->ops->frozen(lora->pool, output(lora, p, Y), U ? U : lora->du, input(lora, p, X), W, &low, M, out, in,
+        lora->ops->frozen(lora->pool, output(lora, p, Y), U ? U : lora->du, input(lora, X), W, &low, M, out, in,
                           addend);
         return;
     }
@@ -192,8 +203,8 @@ void lora_dx(const struct lora *lora, enum lora_product p, uint32_t layer, void 
     uint32_t in = lora->products[p].in, out = lora->products[p].out, width = lora_width(lora, p);
     if (lora->ops->packed) {
         struct low_rank low = low_rank_of(lora, p, layer, block);
-        lora->ops->frozen_dx(lora->pool, (struct activation){dX, lora->ops->packed && p == PRODUCT_DOWN}, lora->du,
-                             output(lora, p, dY), W, &low, M, out, dX ? in : 0);
+        lora->ops->frozen_dx(lora->pool, input_gradient(lora, p, dX), lora->du, output_gradient(lora, p, dY), W, &low,
+                             M, out, dX ? in : 0);
         return;
     }
     project_back(lora, p, layer, dY, block, M);
@@ -223,15 +234,15 @@ void lora_dw(const struct lora *lora, enum lora_product p, uint32_t layer, real 
     uint32_t in = lora->products[p].in, out = lora->products[p].out, R = lora->shape.rank, width = lora_width(lora, p);
     if (!width)
         return;
-    dw(lora, lora->stack, in, (struct activation){lora->du, false}, width, 0, input(lora, p, X), in, M, width, in, 1,
+    dw(lora, lora->stack, in, (struct activation){lora->du, false}, width, 0, input(lora, X), in, M, width, in, 1,
        false);
     for (uint32_t i = 0; i < lora->products[p].n; i++) {
         enum lora_module m = lora->products[p].module[i];
         real *da = grad + adapter_at_a(&lora->shape, layer, m), *one = lora->stack + (size_t)i * R * in;
         for (size_t j = 0; j < (size_t)R * in; j++)
             da[j] += one[j];
-        dw(lora, grad + adapter_at_b(&lora->shape, layer, m), R, output(lora, p, dY), out, lora->products[p].row[i],
-           (struct activation){(real *)(uintptr_t)U + (size_t)i * R, false}, width, M, lora->shape.out[m], R,
-           (real)adapter_scale(&lora->shape), true);
+        dw(lora, grad + adapter_at_b(&lora->shape, layer, m), R, output_gradient(lora, p, dY), out,
+           lora->products[p].row[i], (struct activation){(real *)(uintptr_t)U + (size_t)i * R, false}, width, M,
+           lora->shape.out[m], R, (real)adapter_scale(&lora->shape), true);
     }
 }

@@ -36,8 +36,8 @@ void lora_layout(struct lora *lora, const struct ops *ops, const struct arch *ar
 /* Width of U for a product: n * R, 0 when nothing in it is adapted. */
 uint32_t lora_width(const struct lora *lora, enum lora_product p);
 
-/* gate_up's Y and every X but o's are activations of the table's kind (ops.h), and so are the gradients of gate_up's Y and down's
- * X; all else is real. The `void *`s below are one or the other. */
+/* Every X and gate_up's Y are activations of the table's kind (ops.h), and so are the gradients of qkv's and gate_up's Y, o's and
+ * down's X; all else is real. The `void *`s below are one or the other. */
 
 /* Y (M, out) from X (M, in), plus `addend` (M, out) unless NULL; it may be Y. `block` NULL: W alone. U (M, lora_width) is written
  * unless NULL. */

@@ -109,13 +109,14 @@ struct ops {
     void (*rope)(struct pool *pool, real *X, size_t ldx, const real *table, const uint32_t *position, uint32_t M,
                  uint32_t heads, uint32_t D, bool back);
 
-    /* Y (M, C) = X as activations. Where `packed`. */
-    void (*round)(struct pool *pool, uint16_t *Y, const real *X, uint32_t M, uint32_t C);
+    /* Y (M, N) = X as activations, the `heads` first vectors of D rotated as above. Where `packed`. */
+    void (*rope_half)(struct pool *pool, uint16_t *Y, const real *X, uint32_t N, const real *table,
+                      const uint32_t *position, uint32_t M, uint32_t heads, uint32_t D, bool back);
 
-    /* Causal attention inside each sample. qkv (M, (H+2K)*D) rotated, activations; out (M, H*D); lse (M, H) the log of each row's sum of
-     * exponentials, from which the backward computes the probabilities again (FlashAttention, arXiv 2205.14135). */
-    void (*attention)(struct pool *pool, real *out, real *lse, const void *qkv, const struct attention *a);
-    void (*attention_back)(struct pool *pool, real *dqkv, const real *dout, const real *out, const real *lse,
+    /* Causal attention inside each sample. qkv (M, (H+2K)*D) rotated, out and dout (M, H*D): activations; lse (M, H) the log of each row's sum
+     * of exponentials, from which the backward computes the probabilities again (FlashAttention, arXiv 2205.14135). */
+    void (*attention)(struct pool *pool, void *out, real *lse, const void *qkv, const struct attention *a);
+    void (*attention_back)(struct pool *pool, real *dqkv, const void *dout, const void *out, const real *lse,
                            const void *qkv, const struct attention *a);
     size_t (*attention_scratch)(uint32_t n_heads, uint32_t n_kv_heads, uint32_t head_dim, uint32_t seq_max,
                                 uint32_t threads);

@@ -371,6 +371,19 @@ static void stack_halves(float *stacked, const uint16_t *from, size_t ld, const 
             simd_widen(stacked + (g * n + r) * v->D, from + (r0 + r) * ld + g * v->D, v->D);
 }
 
+static void unstack_rounded(uint16_t *to, size_t ld, const float *stacked, const struct tile_view *v, uint32_t r0,
+                            uint32_t n)
+{
+    for (size_t g = 0; g < v->G; g++)
+        for (size_t r = 0; r < n; r++)
+            simd_round(to + (r0 + r) * ld + g * v->D, stacked + (g * n + r) * v->D, v->D);
+}
+
+static float dot_saved(const float *x, const void *saved, size_t at, uint32_t n)
+{
+    return simd_dot_half(x, (const uint16_t *)saved + at, n);
+}
+
 /* C (M, N) = left (over K) times a right factor that is packed already, of strips `strip`. */
 static void times(float *C, size_t ldc, struct bf16_source left, uint16_t *packed, const uint16_t *right, size_t strip,
                   uint32_t M, uint32_t N, uint32_t K, bool accumulate)
@@ -398,7 +411,7 @@ static void forward_tile(const struct tiles *t, uint32_t sample, uint32_t kv_hea
         softmax(t, &v, r.P, keys, r0, n);
         times(r.O, v.D, (struct bf16_source){r.P, keys, false, 1, false}, r.left, r.v_across, by_keys, rows, v.D, keys,
               false);
-        unstack_heads(t->out + v.o, v.ldo, r.O, &v, r0, n);
+        unstack_rounded((uint16_t *)t->out + v.o, v.ldo, r.O, &v, r0, n);
     }
 }
 
@@ -419,7 +432,7 @@ static void backward_tile(const struct tiles *t, uint32_t sample, uint32_t kv_he
         uint32_t n = least(v.T - r0, BLOCK_ROWS), keys = r0 + n, rows = v.G * n;
         const size_t by_rows = bf16_steps(rows);
         stack_halves(r.Q, qkv + v.q, v.ld, &v, r0, n);
-        stack_heads(r.O, t->dout + v.o, v.ldo, &v, r0, n);
+        stack_halves(r.O, (const uint16_t *)t->dout + v.o, v.ldo, &v, r0, n);
         times(r.P, keys, (struct bf16_source){r.Q, v.D, false, v.scale, false}, r.left, r.k_along, by_head, rows, keys,
               v.D, false);
         times(r.S, keys, (struct bf16_source){r.O, v.D, false, 1, false}, r.left, r.v_along, by_head, rows, keys, v.D,
@@ -446,7 +459,7 @@ const struct ops ops_bf16 = {.name = "bf16",
                              .frozen_dx = frozen_dx,
                              .linear_half_dw = linear_half_dw,
                              .rmsnorm_half = rows_rmsnorm_half,
-                             .round = rows_round,
+                             .rope_half = rows_rope_half,
                              .swiglu = rows_swiglu_half,
                              .swiglu_back = rows_swiglu_half_back,
                              .workspace = workspace,

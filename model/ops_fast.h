@@ -18,7 +18,8 @@ void rows_swiglu(struct pool *pool, void *Y, const void *GU, uint32_t M, uint32_
 void rows_swiglu_back(struct pool *pool, void *GU, void *Y, const void *dY, uint32_t M, uint32_t F);
 void rows_rmsnorm_half(struct pool *pool, uint16_t *Y, const float *X, const float *w, uint32_t M, uint32_t C,
                        float eps);
-void rows_round(struct pool *pool, uint16_t *Y, const float *X, uint32_t M, uint32_t C);
+void rows_rope_half(struct pool *pool, uint16_t *Y, const float *X, uint32_t N, const float *table,
+                    const uint32_t *position, uint32_t M, uint32_t heads, uint32_t D, bool back);
 void rows_swiglu_half(struct pool *pool, void *Y, const void *GU, uint32_t M, uint32_t F);
 void rows_swiglu_half_back(struct pool *pool, void *GU, void *Y, const void *dY, uint32_t M, uint32_t F);
 void rows_cross_entropy(struct pool *pool, double *nll, float *logits, const uint32_t *targets, uint32_t M, uint32_t V,

@@ -107,6 +107,20 @@ static size_t scratch_each(uint32_t G, uint32_t D, uint32_t seq_max)
     return 2 * round16((size_t)G * BLOCK_ROWS * seq_max) + 3 * round16((size_t)G * BLOCK_ROWS * D);
 }
 
+/* Rows [r0, r0 + n) of the group's heads, one head below the other: (G*n, D), from rows `ld` apart. */
+static void stack_heads(float *stacked, const float *from, size_t ld, const struct tile_view *v, uint32_t r0,
+                        uint32_t n)
+{
+    for (size_t g = 0; g < v->G; g++)
+        for (size_t r = 0; r < n; r++)
+            memcpy(stacked + (g * n + r) * v->D, from + (r0 + r) * ld + g * v->D, v->D * sizeof(float));
+}
+
+static float dot_saved(const float *x, const void *saved, size_t at, uint32_t n)
+{
+    return simd_dot(x, (const float *)saved + at, n);
+}
+
 static void forward_tile(const struct tiles *t, uint32_t sample, uint32_t kv_head, float *scratch)
 {
     struct tile_view v = view_of(t->a, sample, kv_head);
@@ -119,7 +133,7 @@ static void forward_tile(const struct tiles *t, uint32_t sample, uint32_t kv_hea
         multiply(&(struct product){false, true, rows, keys, v.D, v.scale, 0, Q, qkv + v.k, P, v.D, v.ld, keys, 0});
         softmax(t, &v, P, keys, r0, n);
         multiply(&(struct product){false, false, rows, v.D, keys, 1, 0, P, qkv + v.v, O, keys, v.ld, v.D, 0});
-        unstack_heads(t->out + v.o, v.ldo, O, &v, r0, n);
+        unstack_heads((float *)t->out + v.o, v.ldo, O, &v, r0, n);
     }
 }
 
@@ -136,7 +150,7 @@ static void backward_tile(const struct tiles *t, uint32_t sample, uint32_t kv_he
     for (uint32_t r0 = 0; r0 < v.T; r0 += BLOCK_ROWS) {
         uint32_t n = v.T - r0 < BLOCK_ROWS ? v.T - r0 : BLOCK_ROWS, keys = r0 + n, rows = v.G * n;
         stack_heads(Q, qkv + v.q, v.ld, &v, r0, n);
-        stack_heads(O, t->dout + v.o, v.ldo, &v, r0, n);
+        stack_heads(O, (const float *)t->dout + v.o, v.ldo, &v, r0, n);
         multiply(&(struct product){false, true, rows, keys, v.D, v.scale, 0, Q, k, P, v.D, v.ld, keys, 0});
         multiply(&(struct product){false, true, rows, keys, v.D, 1, 0, O, val, S, v.D, v.ld, keys, 0});
         softmax_back(t, &v, P, S, O, keys, r0, n);

@@ -134,10 +134,12 @@ static double dot(const real *a, const real *b, uint32_t n)
     return sum;
 }
 
-static void attention(struct pool *pool, real *out, real *lse, const void *activations, const struct attention *a)
+static void attention(struct pool *pool, void *out_activations, real *lse, const void *activations,
+                      const struct attention *a)
 {
     (void)pool;
     const real *qkv = activations;
+    real *out = out_activations;
     uint32_t D = a->head_dim, H = a->n_heads, K = a->n_kv_heads;
     size_t ld = (size_t)(H + 2 * K) * D, ldo = (size_t)H * D;
     double scale = 1 / sqrt((double)D);
@@ -163,11 +165,11 @@ static void attention(struct pool *pool, real *out, real *lse, const void *activ
 }
 
 /* p = exp(scale q.k - lse); dv += p do; dp = do.v; ds = p (dp - do.o); dq += scale ds k; dk += scale ds q */
-static void attention_back(struct pool *pool, real *dqkv, const real *dout, const real *out, const real *lse,
-                           const void *activations, const struct attention *a)
+static void attention_back(struct pool *pool, real *dqkv, const void *dout_activations, const void *out_activations,
+                           const real *lse, const void *activations, const struct attention *a)
 {
     (void)pool;
-    const real *qkv = activations;
+    const real *qkv = activations, *dout = dout_activations, *out = out_activations;
     uint32_t D = a->head_dim, H = a->n_heads, K = a->n_kv_heads;
     size_t ld = (size_t)(H + 2 * K) * D, ldo = (size_t)H * D;
     double scale = 1 / sqrt((double)D);

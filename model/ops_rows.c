@@ -113,6 +113,31 @@ void rows_rope(struct pool *pool, float *X, size_t ldx, const float *table, cons
                                  .x = back ? -1 : 1});
 }
 
+static void rope_half_row(const struct rows *r, size_t m)
+{
+    const uint32_t N = (uint32_t)r->ld_in, D = r->C, rotated = r->heads * D;
+    const float *cosine = r->in2 + (size_t)r->ids[m] * D, *x = r->in + m * N;
+    uint16_t *y = r->half_out + m * N;
+    for (uint32_t at = 0; at < rotated; at += D)
+        simd_rope_half(y + at, x + at, cosine, cosine + D / 2, r->x, D / 2);
+    simd_round(y + rotated, x + rotated, N - rotated);
+}
+
+void rows_rope_half(struct pool *pool, uint16_t *Y, const float *X, uint32_t N, const float *table,
+                    const uint32_t *position, uint32_t M, uint32_t heads, uint32_t D, bool back)
+{
+    rows_all(pool, (struct rows){.row = rope_half_row,
+                                 .half_out = Y,
+                                 .in = X,
+                                 .ld_in = N,
+                                 .in2 = table,
+                                 .ids = position,
+                                 .M = M,
+                                 .heads = heads,
+                                 .C = D,
+                                 .x = back ? -1 : 1});
+}
+
 static void swiglu_row(const struct rows *r, size_t m)
 {
     const float *gate = r->in + m * 2 * r->C;
@@ -138,16 +163,6 @@ void rows_swiglu_back(struct pool *pool, void *GU, void *Y, const void *dY, uint
 static void rmsnorm_half_row(const struct rows *r, size_t m)
 {
     simd_rmsnorm_half(r->half_out + m * r->C, r->in + m * r->C, r->w, r->x, r->C);
-}
-
-static void round_row(const struct rows *r, size_t m)
-{
-    simd_round(r->half_out + m * r->C, r->in + m * r->C, r->C);
-}
-
-void rows_round(struct pool *pool, uint16_t *Y, const float *X, uint32_t M, uint32_t C)
-{
-    rows_all(pool, (struct rows){.row = round_row, .half_out = Y, .in = X, .M = M, .C = C});
 }
 
 void rows_rmsnorm_half(struct pool *pool, uint16_t *Y, const float *X, const float *w, uint32_t M, uint32_t C,

@@ -20,9 +20,10 @@ enum { BLOCK_ROWS = 64 };
 struct tiles {
     void (*tile)(const struct tiles *t, uint32_t sample, uint32_t kv_head, float *scratch);
     const struct attention *a;
-    float *out, *lse, *dqkv;
-    const float *dout, *saved_out, *saved_lse;
-    const void *qkv; /* activations */
+    void *out; /* and qkv, dout, saved_out: activations */
+    float *lse, *dqkv;
+    const float *saved_lse;
+    const void *qkv, *dout, *saved_out;
     size_t scratch_each;
     atomic_uint next;
 };
@@ -40,6 +41,8 @@ struct tile_view {
 static size_t scratch_each(uint32_t G, uint32_t D, uint32_t seq_max);
 static void forward_tile(const struct tiles *t, uint32_t sample, uint32_t kv_head, float *scratch);
 static void backward_tile(const struct tiles *t, uint32_t sample, uint32_t kv_head, float *scratch);
+static float dot_saved(const float *x, const void *saved, size_t at,
+                       uint32_t n); /* x times n activations from `at` on */
 
 static size_t round16(size_t n)
 {
@@ -68,15 +71,7 @@ static struct tile_view view_of(const struct attention *a, uint32_t sample, uint
     return v;
 }
 
-/* Rows [r0, r0 + n) of the group's heads, one head below the other: (G*n, D), from or to rows `ld` apart. */
-static void stack_heads(float *stacked, const float *from, size_t ld, const struct tile_view *v, uint32_t r0,
-                        uint32_t n)
-{
-    for (size_t g = 0; g < v->G; g++)
-        for (size_t r = 0; r < n; r++)
-            memcpy(stacked + (g * n + r) * v->D, from + (r0 + r) * ld + g * v->D, v->D * sizeof(float));
-}
-
+/* Rows [r0, r0 + n) of the group's heads, one head below the other in `stacked` (G*n, D), back to rows `ld` apart. */
 static void unstack_heads(float *to, size_t ld, const float *stacked, const struct tile_view *v, uint32_t r0,
                           uint32_t n)
 {
@@ -111,7 +106,7 @@ static void softmax_back(const struct tiles *t, const struct tile_view *v, float
     for (uint32_t i = 0; i < v->G * n; i++) {
         uint32_t g = i / n, r = r0 + i % n, rest = keys - r - 1;
         float *p = P + (size_t)i * keys, *s = S + (size_t)i * keys;
-        float delta = simd_dot(dO + (size_t)i * v->D, t->saved_out + v->o + r * v->ldo + (size_t)g * v->D, v->D);
+        float delta = dot_saved(dO + (size_t)i * v->D, t->saved_out, v->o + r * v->ldo + (size_t)g * v->D, v->D);
         simd_exp(p, 1, t->saved_lse[v->lse + (size_t)r * v->H + g], r + 1);
         simd_softmax_dx(s, p, delta, v->scale, r + 1);
         memset(p + r + 1, 0, rest * sizeof *p);
@@ -144,13 +139,13 @@ static void tiles_all(struct pool *pool, struct tiles *t)
     pool_run(pool, work, tiles_share, t);
 }
 
-static void attention(struct pool *pool, float *out, float *lse, const void *qkv, const struct attention *a)
+static void attention(struct pool *pool, void *out, float *lse, const void *qkv, const struct attention *a)
 {
     struct tiles t = {.tile = forward_tile, .a = a, .out = out, .lse = lse, .qkv = qkv};
     tiles_all(pool, &t);
 }
 
-static void attention_back(struct pool *pool, float *dqkv, const float *dout, const float *out, const float *lse,
+static void attention_back(struct pool *pool, float *dqkv, const void *dout, const void *out, const float *lse,
                            const void *qkv, const struct attention *a)
 {
     struct tiles t = {

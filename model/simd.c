@@ -79,7 +79,7 @@ MODEL_CLONES float simd_max(const float *x, uint32_t n)
 /* A vocabulary has one likely word and tens of thousands of unlikely ones, each below the last bit of an f32 sum that holds
  * the likely one, and together worth 1e-4 nats. So short f32 sums go into an f64 one. */
 #ifdef MODEL_COPIES
-enum { SUM_BLOCK = 64 }; /* 4 to 16 a lane */
+enum { SUM_BLOCK = 256 }; /* 16 to 64 a lane */
 #else
 enum { SUM_BLOCK = 16 };
 #endif
@@ -187,11 +187,12 @@ MODEL_CLONES void simd_rmsnorm_dx(float *dx, const float *dy, const float *x, co
 
 MODEL_CLONES void simd_rope(float *x, const float *cosine, const float *sine, float sign, uint32_t half)
 {
+    float *x2 = x + half;
 #pragma omp simd
     for (uint32_t i = 0; i < half; i++) {
-        float s = sign * sine[i], x1 = x[i], x2 = x[i + half];
-        x[i] = x1 * cosine[i] - x2 * s;
-        x[i + half] = x2 * cosine[i] + x1 * s;
+        float s = sign * sine[i], low = x[i], high = x2[i];
+        x[i] = low * cosine[i] - high * s;
+        x2[i] = high * cosine[i] + low * s;
     }
 }
 
@@ -237,6 +238,28 @@ MODEL_CLONES void simd_widen(float *y, const uint16_t *x, uint32_t n)
 {
     for (uint32_t i = 0; i < n; i++)
         y[i] = from_half(x[i]);
+}
+
+MODEL_CLONES float simd_dot_half(const float *a, const uint16_t *b, uint32_t n)
+{
+    float sum = 0;
+#pragma omp simd reduction(+ : sum)
+    for (uint32_t i = 0; i < n; i++)
+        sum += a[i] * from_half(b[i]);
+    return sum;
+}
+
+MODEL_CLONES void simd_rope_half(uint16_t *y, const float *x, const float *cosine, const float *sine, float sign,
+                                 uint32_t half)
+{
+    uint16_t *y2 = y + half;
+    const float *x2 = x + half;
+#pragma omp simd
+    for (uint32_t i = 0; i < half; i++)
+        y[i] = to_half(x[i] * cosine[i] - x2[i] * (sign * sine[i]));
+#pragma omp simd
+    for (uint32_t i = 0; i < half; i++)
+        y2[i] = to_half(x2[i] * cosine[i] + x[i] * (sign * sine[i]));
 }
 
 MODEL_CLONES void simd_rmsnorm_half(uint16_t *y, const float *x, const float *w, float eps, uint32_t n)

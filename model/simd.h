@@ -47,6 +47,8 @@ void simd_swiglu_back(float *gate, float *up, float *y, const float *dy, uint32_
 /* The same on bf16 numbers, rounded to nearest even at the end. */
 void simd_round(uint16_t *y, const float *x, uint32_t n);
 void simd_widen(float *y, const uint16_t *x, uint32_t n);
+float simd_dot_half(const float *a, const uint16_t *b, uint32_t n);
+void simd_rope_half(uint16_t *y, const float *x, const float *cosine, const float *sine, float sign, uint32_t half);
 void simd_rmsnorm_half(uint16_t *y, const float *x, const float *w, float eps, uint32_t n);
 void simd_swiglu_half(uint16_t *y, const uint16_t *gate, const uint16_t *up, uint32_t n);
 void simd_swiglu_half_back(uint16_t *gate, uint16_t *up, uint16_t *y, const uint16_t *dy, uint32_t n);

@@ -13,7 +13,7 @@ struct saved {              /* of one layer, for the backward */
     real *x;                /* (M, C) residual stream at the layer's entry */
     real *raw;              /* (M, (H+K)*D) q and k before their norms; NULL without qk_norm */
     void *qkv;              /* (M, (H+2K)*D) rotated, activations */
-    real *att;              /* (M, H*D) */
+    void *att;              /* (M, H*D) activations */
     real *lse;              /* (M, H) */
     real *mid;              /* (M, C) residual stream between attention and feed-forward */
     void *gate_up;          /* (M, 2F) activations (ops.h); the backward turns them into their gradient */
@@ -30,7 +30,7 @@ struct transformer {
     struct saved *layers; /* (n_layers); all the same memory when scoring, all but x with checkpoints */
     uint32_t *picked;     /* (n_picked) the rows that are wanted behind the last attention */
     uint32_t n_picked;
-    real *att_picked;        /* (n_picked, H*D) attention's output in the last layer */
+    void *att_picked;        /* (n_picked, H*D) attention's output in the last layer, activations */
     real *x_out;             /* (n_picked, C) after the last layer */
     real *x_base;            /* (n_taught, C) the same of the bare base, with distillation */
     uint32_t n_taught;       /* 0: nothing is distilled */
@@ -38,8 +38,9 @@ struct transformer {
     void *hidden;            /* (M, F) activations: silu(gate) * up */
     real *dx, *dn;           /* (M, C) gradients of the residual stream and of a norm's output */
     void *dhidden;           /* (M, F) activations */
-    real *datt;              /* (M, H*D) */
+    void *datt;              /* (M, H*D) activations */
     real *dqkv;              /* (M, (H+2K)*D); where the table is packed, qkv too until it is rounded */
+    uint16_t *dqkv_half;     /* the same rounded, where the table is packed */
     real *angles;            /* (seq_max, D) */
     uint32_t *position;      /* (M) */
     real *attention_scratch; /* see ops.h */
@@ -49,9 +50,14 @@ struct transformer {
 
 /* ------------------------------------------------------------------ memory */
 
+static size_t activation_size(const struct transformer *t)
+{
+    return t->config.ops->packed ? sizeof(uint16_t) : sizeof(real);
+}
+
 static void *activations(const struct transformer *t, struct arena *arena, uint64_t n)
 {
-    return arena_take(arena, n * (t->config.ops->packed ? sizeof(uint16_t) : sizeof(real)));
+    return arena_take(arena, n * activation_size(t));
 }
 
 static void layout_layer(struct saved *s, const struct transformer *t, const struct arch *a, uint64_t M,
@@ -60,7 +66,7 @@ static void layout_layer(struct saved *s, const struct transformer *t, const str
     uint64_t C = a->d_model, D = a->head_dim, H = a->n_heads, K = a->n_kv_heads;
     s->raw = a->qk_norm ? arena_reals(arena, M * (H + K) * D) : NULL;
     s->qkv = activations(t, arena, M * (H + 2 * K) * D);
-    s->att = arena_reals(arena, M * H * D);
+    s->att = activations(t, arena, M * H * D);
     s->lse = arena_reals(arena, M * H);
     s->mid = arena_reals(arena, M * C);
     s->gate_up = activations(t, arena, M * 2 * a->d_ff);
@@ -77,7 +83,7 @@ static uint64_t layout(struct transformer *t, const struct arch *a, struct arena
     lora_layout(&t->lora, c->ops, a, &c->shape, c->rows_max, arena);
     loss_layout(&t->loss, a, c->rows_max, c->distil, arena);
     t->picked = arena_take(arena, M * sizeof *t->picked);
-    t->att_picked = arena_reals(arena, M * H * D);
+    t->att_picked = activations(t, arena, M * H * D);
     t->x_out = arena_reals(arena, M * C);
     t->x_base = c->distil ? arena_reals(arena, M * C) : NULL;
     t->normed = activations(t, arena, M * C);
@@ -86,7 +92,9 @@ static uint64_t layout(struct transformer *t, const struct arch *a, struct arena
         t->dx = arena_reals(arena, M * C);
         t->dn = arena_reals(arena, M * C);
         t->dhidden = activations(t, arena, M * a->d_ff);
-        t->datt = arena_reals(arena, M * H * D);
+        t->datt = activations(t, arena, M * H * D);
+        if (c->ops->packed)
+            t->dqkv_half = activations(t, arena, M * (H + 2 * K) * D);
     }
     if (c->train || c->ops->packed)
         t->dqkv = arena_reals(arena, M * (H + 2 * K) * D);
@@ -213,22 +221,23 @@ static uint32_t rows_behind(const struct transformer *t, uint32_t l, uint32_t M)
     return l + 1 == t->w->arch.n_layers ? t->n_picked : M;
 }
 
-/* The picked rows of X (M, n), one after the other. */
-static void pick_rows(const struct transformer *t, real *out, const real *X, size_t n)
+/* The picked rows of X, `row` bytes each, one after the other. */
+static void pick_rows(const struct transformer *t, void *out, const void *X, size_t row)
 {
     for (size_t i = 0; i < t->n_picked; i++)
-        memcpy(out + i * n, X + t->picked[i] * n, n * sizeof(real));
+        memcpy((char *)out + i * row, (const char *)X + t->picked[i] * row, row);
 }
 
 /* And back to their places, in the same memory, zeros between: from the end, where a row only moves up. */
-static void spread_rows(const struct transformer *t, real *X, size_t n, uint32_t M)
+static void spread_rows(const struct transformer *t, void *X, size_t row, uint32_t M)
 {
     size_t i = t->n_picked;
+    char *rows = X;
     for (size_t m = M; m-- > 0;)
         if (i > 0 && t->picked[i - 1] == m)
-            memmove(X + m * n, X + --i * n, n * sizeof(real));
+            memmove(rows + m * row, rows + --i * row, row);
         else
-            memset(X + m * n, 0, n * sizeof(real));
+            memset(rows + m * row, 0, row);
 }
 
 static void norm(struct transformer *t, const real *x, const real *weight, uint32_t M)
@@ -261,15 +270,17 @@ static void forward_attention(struct transformer *t, uint32_t l, const real *blo
         ops->rmsnorm(t->pool, qkv, ld, qkv, ld, w->q_norm, M, H, D, eps);
         ops->rmsnorm(t->pool, qkv + H * D, ld, qkv + H * D, ld, w->k_norm, M, K, D, eps);
     }
-    ops->rope(t->pool, qkv, ld, t->angles, t->position, M, H + K, D, false);
     if (ops->packed)
-        ops->round(t->pool, s->qkv, qkv, M, (uint32_t)ld);
+        ops->rope_half(t->pool, s->qkv, qkv, (uint32_t)ld, t->angles, t->position, M, H + K, D, false);
+    else
+        ops->rope(t->pool, qkv, ld, t->angles, t->position, M, H + K, D, false);
     struct attention attention = attention_of(t, packed);
     ops->attention(t->pool, s->att, s->lse, s->qkv, &attention);
-    const real *att = s->att, *x = s->x;
+    const real *x = s->x;
+    const void *att = s->att;
     if (l + 1 == a->n_layers) {
-        pick_rows(t, s->mid, s->x, C);
-        pick_rows(t, t->att_picked, s->att, (size_t)H * D);
+        pick_rows(t, s->mid, s->x, C * sizeof(real));
+        pick_rows(t, t->att_picked, s->att, H * D * activation_size(t));
         att = t->att_picked;
         x = s->mid;
     }
@@ -359,21 +370,30 @@ static void backward_attention(struct transformer *t, uint32_t l, const real *bl
     if (!below)
         return;
     if (last) {
-        spread_rows(t, t->datt, (size_t)H * D, M);
-        spread_rows(t, t->dx, C, M);
+        spread_rows(t, t->datt, H * D * activation_size(t), M);
+        spread_rows(t, t->dx, C * sizeof(real), M);
     }
     struct attention attention = attention_of(t, packed);
     ops->attention_back(t->pool, t->dqkv, t->datt, s->att, s->lse, s->qkv, &attention);
-    ops->rope(t->pool, t->dqkv, ld, t->angles, t->position, M, H + K, D, true);
+    const void *dqkv = t->dqkv;
+    uint32_t rotated = H + K; /* what is still to be turned back when it is rounded */
+    if (!ops->packed || a->qk_norm) {
+        ops->rope(t->pool, t->dqkv, ld, t->angles, t->position, M, rotated, D, true);
+        rotated = 0;
+    }
     if (a->qk_norm) {
         ops->rmsnorm_dx(t->pool, t->dqkv, ld, t->dqkv, ld, s->raw, ldr, w->q_norm, M, H, D, eps, false);
         ops->rmsnorm_dx(t->pool, t->dqkv + H * D, ld, t->dqkv + H * D, ld, s->raw + H * D, ldr, w->k_norm, M, K, D, eps,
                         false);
     }
-    lora_dx(&t->lora, PRODUCT_QKV, l, l > 0 ? t->dn : NULL, t->dqkv, &w->qkv, block, M);
+    if (ops->packed) {
+        ops->rope_half(t->pool, t->dqkv_half, t->dqkv, (uint32_t)ld, t->angles, t->position, M, rotated, D, true);
+        dqkv = t->dqkv_half;
+    }
+    lora_dx(&t->lora, PRODUCT_QKV, l, l > 0 ? t->dn : NULL, dqkv, &w->qkv, block, M);
     if (targets & ATTENTION_IN) {
         norm(t, s->x, w->attn_norm, M);
-        lora_dw(&t->lora, PRODUCT_QKV, l, grad, t->dqkv, t->normed, s->u[PRODUCT_QKV], M);
+        lora_dw(&t->lora, PRODUCT_QKV, l, grad, dqkv, t->normed, s->u[PRODUCT_QKV], M);
     }
     if (l == 0)
         return;

@@ -10,6 +10,7 @@
 #include "base/hash.h"
 #include "harness.h"
 #include "model/bf16.h"
+#include "model/simd.h"
 #include "model/trainer.h"
 #include "weights_pack.h"
 
@@ -233,6 +234,13 @@ static void test_turn(void)
     }
 }
 
+static uint16_t *rounded_copy(const float *x, size_t n)
+{
+    uint16_t *half = xmalloc(n * sizeof *half);
+    simd_round(half, x, (uint32_t)n);
+    return half;
+}
+
 static void test_attention(struct pool *pool)
 {
     static const uint32_t heads[][3] = {{1, 1, 8}, {6, 2, 10}, {9, 3, 64}}; /* H, K, D */
@@ -245,17 +253,19 @@ static void test_attention(struct pool *pool)
         a.scratch = aligned_alloc(64, ops_bf16.attention_scratch(H, K, D, LONGEST, pool_threads(pool)) * sizeof(float));
         float *qkv = random_floats(n), *dout = random_floats(no), *lse = random_floats(M * H),
               *lse2 = random_floats(M * H);
-        float *out = random_floats(no), *out2 = random_floats(no), *dqkv = random_floats(n), *dqkv2 = random_floats(n);
+        float *out = random_floats(no), *out2 = xmalloc(no * sizeof *out2), *dqkv = random_floats(n),
+              *dqkv2 = random_floats(n);
         ops_ref.attention(pool, out, lse, qkv, &a);
-        uint16_t *half = xmalloc(n * sizeof *half);
-        ops_bf16.round(pool, half, qkv, 1, (uint32_t)n);
-        ops_bf16.attention(pool, out2, lse2, half, &a);
+        uint16_t *half = rounded_copy(qkv, n), *dhalf = rounded_copy(dout, no),
+                 *out_half = xmalloc(no * sizeof *out_half);
+        ops_bf16.attention(pool, out_half, lse2, half, &a);
+        simd_widen(out2, out_half, (uint32_t)no);
         EXPECT(distance(lse, lse2, M * H) < 1.0 / 256 && distance(out, out2, no) < 1.0 / 256);
         ops_ref.attention_back(pool, dqkv, dout, out, lse, qkv, &a);
-        ops_bf16.attention_back(pool, dqkv2, dout, out2, lse2, half, &a);
+        ops_bf16.attention_back(pool, dqkv2, dhalf, out_half, lse2, half, &a);
         EXPECT(distance(dqkv, dqkv2, n) < 1.0 / 128);
         free(a.scratch), free(qkv), free(half), free(dout), free(lse), free(lse2), free(out), free(out2), free(dqkv);
-        free(dqkv2);
+        free(dqkv2), free(dhalf), free(out_half);
     }
 }
 
