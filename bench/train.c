@@ -1,7 +1,7 @@
 /* bench_train - tokens per second of LoRA training, beside what the machine's sgemm gives in the same minutes.
  *
  *     bench_train [--base FILE|DIR | --shape NAME] [--threads N] [--samples S] [--seq T] [--rank R] [--steps K]
- *                 [--memory MB] [--ops blas|dnnl|bf16] [--turns] [--json FILE]
+ *                 [--memory MB] [--checkpoint-layers L] [--ops blas|dnnl|bf16] [--turns] [--json FILE]
  *
  * One step is S samples of T rows (default 4 of 512), rank 16 on all seven linears. Without --base the weights are
  * random in the shape of SmolLM2-135M or of --shape (lab.h). Steps and 2048^3 products take turns, so that a busy
@@ -41,7 +41,7 @@ struct products {
 
 struct bench {
     const char *base, *shape, *json;
-    uint32_t threads, samples, seq, rank, steps, memory_mb;
+    uint32_t threads, samples, seq, rank, steps, memory_mb, checkpoint_layers;
     bool turns;
     enum ops_kind ops;
     struct trainer_config config;
@@ -65,6 +65,7 @@ static void prepare(struct bench *b)
     b->config.threads = b->threads;
     b->config.seq_max = b->seq;
     b->config.rows_max = b->samples * b->seq;
+    b->config.checkpoint_layers = b->checkpoint_layers;
     b->config.memory_max = (uint64_t)b->memory_mb * 1000000;
     if (trainer_fit(arch, &b->config, &b->plan, &err) != ST_OK ||
         trainer_new(b->weights, &b->config, &b->trainer, &err) != ST_OK)
@@ -123,7 +124,7 @@ static void add_linear(struct products *p, uint32_t M, uint32_t in, uint32_t out
     add(p, CblasNoTrans, CblasNoTrans, out, in, R, 2 * times);
 }
 
-/* What one step multiplies with checkpoint=none: transformer.c, lora.c, loss.c, and ops_blas.c for the attention. */
+/* What one step multiplies with no checkpoints: transformer.c, lora.c, loss.c, and ops_blas.c for the attention. */
 static void products_of(const struct bench *b, struct products *p)
 {
     enum { PIECE = 341, BLOCK = 64 };
@@ -206,7 +207,7 @@ static void report(const struct bench *b, double *steps, double *step_cpu, doubl
     printf("%u x %u rows   %.0f tokens/s   %.3f GFLOP/token   %.1f GFLOP/s\n", b->samples, b->seq, rate, gflop,
            rate * gflop);
     printf("sgemm %d^3   %.1f GFLOP/s   fraction %.3f\n", LAB_SGEMM, sgemm, rate * gflop / sgemm);
-    if (b->config.checkpoint == CHECKPOINT_NONE)
+    if (b->config.checkpoint_layers == 0)
         printf("products alone %.2f s of a step's %.2f s: products / step %.3f, in CPU seconds %.3f\n", alone.wall,
                step, alone.wall / step, alone.cpu / cpu);
     printf("peak memory %.0f MB, planned %.0f MB: %+.1f %%\n", rss, (double)b->plan.total / 1e6,
@@ -263,6 +264,8 @@ static void parse(struct bench *b, int argc, char **argv)
             b->rank = lab_number(value, LORA_RANK_MAX);
         else if (!strcmp(argv[i], "--memory"))
             b->memory_mb = lab_number(value, 1 << 20);
+        else if (!strcmp(argv[i], "--checkpoint-layers"))
+            b->checkpoint_layers = lab_number(value, 1 << 10);
         else if (!strcmp(argv[i], "--steps"))
             b->steps = lab_number(value, STEPS_MAX);
         else if (!strcmp(argv[i], "--ops"))
@@ -271,7 +274,8 @@ static void parse(struct bench *b, int argc, char **argv)
             b->turns = true, i--; /* it has no value */
         else {
             fprintf(stderr, "usage: bench_train [--base FILE | --shape NAME] [--threads N] [--samples S] [--seq T] "
-                            "[--rank R] [--steps K] [--memory MB] [--ops blas|dnnl|bf16] [--turns] [--json FILE]\n");
+                            "[--rank R] [--steps K] [--memory MB] [--checkpoint-layers L] [--ops blas|dnnl|bf16] "
+                            "[--turns] [--json FILE]\n");
             exit(2);
         }
     }

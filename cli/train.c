@@ -232,21 +232,20 @@ static enum status write_adapter(const struct args *args, const struct local *en
 
 static void print_plan(const struct memory_plan *plan, const struct trainer_config *config, const char *fingerprint)
 {
-    const char *policy = config->checkpoint == CHECKPOINT_BLOCK ? "block" : "none";
     char text[5][32];
     const uint64_t parts[] = {plan->weights, plan->activations, plan->scratch, plan->adapter, plan->total};
     for (int i = 0; i < 5; i++)
         human_bytes(parts[i], text[i], sizeof text[i]);
     if (common.json)
-        print_json_line(json_pack("{s:s,s:I,s:I,s:I,s:I,s:I,s:I,s:s,s:s}", "event", "plan", "weights",
+        print_json_line(json_pack("{s:s,s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:s}", "event", "plan", "weights",
                                   (json_int_t)plan->weights, "activations", (json_int_t)plan->activations, "scratch",
                                   (json_int_t)plan->scratch, "adapter", (json_int_t)plan->adapter, "total",
-                                  (json_int_t)plan->total, "rows", (json_int_t)config->rows_max, "checkpoint", policy,
-                                  "fingerprint", fingerprint));
+                                  (json_int_t)plan->total, "rows", (json_int_t)config->rows_max, "checkpoint_layers",
+                                  (json_int_t)config->checkpoint_layers, "fingerprint", fingerprint));
     else
         printf("memory: %s weights + %s activations + %s scratch + %s adapter and optimiser = %s\n"
-               "micro-batches of %u rows, checkpoints: %s\n",
-               text[0], text[1], text[2], text[3], text[4], config->rows_max, policy);
+               "micro-batches of %u rows, checkpoints of %u layers\n",
+               text[0], text[1], text[2], text[3], text[4], config->rows_max, config->checkpoint_layers);
 }
 
 /* The steps. On a stop what was learned so far is kept: *done tells how much. */

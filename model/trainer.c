@@ -39,11 +39,6 @@ void trainer_defaults(const struct adapter_shape *shape, struct trainer_config *
     };
 }
 
-static const char *checkpoint_name(enum checkpoint checkpoint)
-{
-    return checkpoint == CHECKPOINT_BLOCK ? "block" : "none";
-}
-
 static bool within(float x, float low, float high)
 {
     return x >= low && x < high; /* false for NaN */
@@ -55,8 +50,6 @@ static enum status check_config(const struct trainer_config *c, struct err *err)
         return err_set(err, ST_USAGE, "learning rate, betas and weight decay must be at least 0 and below 1");
     if (!(c->eps > 0 && c->eps < 1) || !within(c->clip, 0, 1e6f))
         return err_set(err, ST_USAGE, "eps must be above 0 and below 1, clip between 0 and 1e6");
-    if (c->checkpoint != CHECKPOINT_NONE && c->checkpoint != CHECKPOINT_BLOCK)
-        return err_set(err, ST_USAGE, "unknown checkpoint policy %d", (int)c->checkpoint);
     if (c->objective.kind >= OBJECTIVES)
         return err_set(err, ST_USAGE, "unknown objective %d", (int)c->objective.kind);
     if (c->objective.kind == OBJECTIVE_DPO && !(c->objective.beta > 0 && c->objective.beta <= 100))
@@ -78,8 +71,8 @@ static uint32_t longest_unit(const struct trainer_config *c)
 
 static struct transformer_config transformer_config_of(const struct trainer_config *c)
 {
-    return (struct transformer_config){ops_of(c->ops), c->shape, c->rows_max,   c->seq_max,
-                                       c->threads,     true,     c->checkpoint, c->objective.distil > 0};
+    return (struct transformer_config){ops_of(c->ops), c->shape, c->rows_max,          c->seq_max,
+                                       c->threads,     true,     c->checkpoint_layers, c->objective.distil > 0};
 }
 
 static void layout(struct trainer *t, struct arena *arena)
@@ -115,39 +108,41 @@ static enum status too_large(const struct memory_plan *plan, const struct traine
 {
     return err_set(err, ST_NO_MEMORY,
                    "training would take %llu MiB (weights %llu, activations %llu of them) and %llu are allowed, with "
-                   "%u rows in a micro-batch and checkpoint=%s",
+                   "%u rows in a micro-batch and checkpoints of %u layers",
                    (unsigned long long)(plan->total >> 20), (unsigned long long)(plan->weights >> 20),
                    (unsigned long long)(plan->activations >> 20), (unsigned long long)(c->memory_max >> 20),
-                   c->rows_max, checkpoint_name(c->checkpoint));
+                   c->rows_max, c->checkpoint_layers);
 }
 
-/* Half the rows cost next to nothing down to ROWS_GOOD, where the merged weight no longer pays; running each layer forward
- * twice costs a quarter of the step. So rows go first, then the saved activations, then the rest of the rows. */
+/* Half the rows cost next to nothing down to ROWS_GOOD, where the merged weight no longer pays; running every layer forward
+ * twice costs a quarter of the step. So rows go first, then the saved activations of as many layers as it takes, then the rest
+ * of the rows. */
 enum { ROWS_GOOD = 512 };
 
 enum status trainer_fit(const struct arch *arch, struct trainer_config *config, struct memory_plan *out,
                         struct err *err)
 {
     struct trainer_config c = *config;
-    const uint32_t wanted = c.rows_max, seq = longest_unit(config), good = seq > ROWS_GOOD ? seq : ROWS_GOOD;
+    const uint32_t seq = longest_unit(config), good = seq > ROWS_GOOD ? seq : ROWS_GOOD;
     struct memory_plan plan;
-    enum status st;
-    for (c.checkpoint = CHECKPOINT_NONE;; c.checkpoint = CHECKPOINT_BLOCK) {
-        uint32_t floor = c.checkpoint == CHECKPOINT_BLOCK ? seq : good < wanted ? good : wanted;
-        for (c.rows_max = wanted;; c.rows_max = c.rows_max / 2 > floor ? c.rows_max / 2 : floor) {
-            st = trainer_plan(arch, &c, &plan, err);
-            if (st != ST_OK)
-                return st;
-            if (!c.memory_max || plan.total <= c.memory_max) {
-                *config = c;
-                *out = plan;
-                return ST_OK;
-            }
-            if (c.rows_max <= floor)
-                break;
+    for (;;) {
+        enum status st = trainer_plan(arch, &c, &plan, err);
+        if (st != ST_OK)
+            return st;
+        if (!c.memory_max || plan.total <= c.memory_max) {
+            *config = c;
+            *out = plan;
+            return ST_OK;
         }
-        if (c.checkpoint == CHECKPOINT_BLOCK)
+        const bool all = c.checkpoint_layers == arch->n_layers;
+        if (c.rows_max > good || (all && c.rows_max > seq)) {
+            const uint32_t floor = all ? seq : good;
+            c.rows_max = c.rows_max / 2 > floor ? c.rows_max / 2 : floor;
+        } else if (!all) {
+            c.checkpoint_layers++;
+        } else {
             return too_large(&plan, &c, err);
+        }
     }
 }
 
@@ -334,6 +329,6 @@ void trainer_fingerprint(const struct trainer *trainer, char *out, size_t size)
 {
     char back_end[256];
     ops_describe(trainer->config.ops, back_end, sizeof back_end);
-    snprintf(out, size, "%s threads=%u rows=%u checkpoint=%s", back_end, trainer->config.threads,
-             trainer->config.rows_max, checkpoint_name(trainer->config.checkpoint));
+    snprintf(out, size, "%s threads=%u rows=%u checkpoints=%u", back_end, trainer->config.threads,
+             trainer->config.rows_max, trainer->config.checkpoint_layers);
 }

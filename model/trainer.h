@@ -26,7 +26,7 @@ struct trainer_config {
     uint32_t seq_max;      /* rows of the longest sample */
     uint32_t threads;      /* 1 .. OPS_THREADS_MAX */
     enum ops_kind ops;
-    enum checkpoint checkpoint;
+    uint32_t checkpoint_layers; /* transformer.h */
     struct objective objective;
     uint64_t memory_max; /* refuse a larger plan (weights included); 0: no limit */
 };
@@ -54,7 +54,7 @@ void trainer_defaults(const struct adapter_shape *shape, struct trainer_config *
 enum status trainer_plan(const struct arch *arch, const struct trainer_config *config, struct memory_plan *out,
                          struct err *err);
 
-/* Lowers rows_max and sets the checkpoint policy so that the plan keeps within memory_max: the fastest choice that does, the
+/* Lowers rows_max and raises checkpoint_layers so that the plan keeps within memory_max: the fastest choice that does, the
  * same for the same numbers. It changes the fingerprint. ST_NO_MEMORY: even seq_max rows (DPO: two samples) with checkpoints take
  * more. */
 enum status trainer_fit(const struct arch *arch, struct trainer_config *config, struct memory_plan *out,

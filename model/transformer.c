@@ -27,7 +27,7 @@ struct transformer {
     struct pool *pool;
     struct lora lora;
     struct loss loss;
-    struct saved *layers; /* (n_layers); all the same memory when scoring, all but x with checkpoints */
+    struct saved *layers; /* (n_layers); all the same memory when scoring, all but x those with checkpoints */
     uint32_t *picked;     /* (n_picked) the rows that are wanted behind the last attention */
     uint32_t n_picked;
     void *att_picked;        /* (n_picked, H*D) attention's output in the last layer, activations */
@@ -113,7 +113,7 @@ static uint64_t layout(struct transformer *t, const struct arch *a, struct arena
     for (uint32_t l = 0; l < a->n_layers; l++) {
         if (c->train || l == 0)
             one.x = arena_reals(arena, M * C);
-        if ((c->train && c->checkpoint == CHECKPOINT_NONE) || l == 0)
+        if (l == 0 || (c->train && l >= c->checkpoint_layers))
             layout_layer(&one, t, a, M, arena);
         if (t->layers)
             t->layers[l] = one;
@@ -143,6 +143,9 @@ enum status transformer_plan(const struct arch *arch, const struct transformer_c
     if (c->ops->packed && arch->d_model > OPS_PACKED_MODEL_MAX)
         return err_set(err, ST_UNSUPPORTED, "the back end %s does models of a width up to %d, not %u; blas does",
                        c->ops->name, OPS_PACKED_MODEL_MAX, arch->d_model);
+    if (c->checkpoint_layers > arch->n_layers)
+        return err_set(err, ST_USAGE, "checkpoints of %u layers, and the model has %u", c->checkpoint_layers,
+                       arch->n_layers);
     if (c->threads < 1 || c->threads > OPS_THREADS_MAX)
         return err_set(err, ST_USAGE, "threads must be 1 to %d, not %u", OPS_THREADS_MAX, c->threads);
     struct transformer t = {.config = *c};
@@ -456,9 +459,9 @@ void transformer_run(struct transformer *t, const real *block, real *grad, const
     t->n_taught = 0;
     if (!grad)
         return;
-    uint32_t M = packed->n_rows, last = t->w->arch.n_layers - 1;
-    for (uint32_t l = last + 1; l-- > 0;) {
-        if (t->config.checkpoint == CHECKPOINT_BLOCK && l < last) { /* the last layer is still there */
+    uint32_t M = packed->n_rows;
+    for (uint32_t l = t->w->arch.n_layers; l-- > 0;) {
+        if (l + 1 < t->config.checkpoint_layers) { /* the last of them is still there */
             forward_attention(t, l, block, packed);
             forward_ffn(t, l, block, NULL, M);
         }

@@ -8,7 +8,7 @@
  * Gradients go to the LoRA factors and nowhere else: no weight gradient of the base, nothing below the lowest adapted
  * product. Behind the last attention only the target rows are computed. A training transformer saves per row and layer x,
  * q k v, attention's output and log-sum-exp, x again before the feed-forward, gate and up, and the projections U; norms and
- * silu are computed again. With CHECKPOINT_BLOCK it saves x alone and runs each layer forward again before its backward:
+ * silu are computed again. Of the first `checkpoint_layers` it saves x alone and runs each forward again before its backward:
  * the same gradients to the last bit (Chen et al. 2016, arXiv 1604.06174). A scoring one keeps a single layer. All memory is
  * one arena, laid out by transformer_new().
  */
@@ -27,14 +27,12 @@
 
 enum { TRANSFORMER_ROWS_MAX = 1 << 20 };
 
-enum checkpoint { CHECKPOINT_NONE, CHECKPOINT_BLOCK };
-
 struct transformer_config {
     const struct ops *ops;
     struct adapter_shape shape;
     uint32_t rows_max, seq_max, threads;
     bool train;
-    enum checkpoint checkpoint; /* when training */
+    uint32_t checkpoint_layers; /* when training: 0 to all; they share the memory of one, so 1 saves nothing */
     bool distil;                /* when training: transformer_teach() will be called */
 };
 

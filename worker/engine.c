@@ -75,7 +75,7 @@ static bool same_config(const struct trainer_config *a, const struct trainer_con
     return adapter_shape_eq(&a->shape, &b->shape) && a->lr == b->lr && a->beta1 == b->beta1 && a->beta2 == b->beta2 &&
            a->eps == b->eps && a->weight_decay == b->weight_decay && a->clip == b->clip &&
            a->warmup_steps == b->warmup_steps && a->rows_max == b->rows_max && a->seq_max == b->seq_max &&
-           a->checkpoint == b->checkpoint && a->objective.distil == b->objective.distil;
+           a->checkpoint_layers == b->checkpoint_layers && a->objective.distil == b->objective.distil;
 }
 
 static enum status make_trainer(struct engine *engine, const struct trainer_config *config, struct err *err)

@@ -2,7 +2,7 @@
 """Our training (or scoring) beside PyTorch + PEFT on the same tokens: both stay loaded and take steps in turn.
 
 usage: compare.py train|eval BASE.gguf [--tcmalloc] [--steps 5] [--samples 4] [--seq 512] [--rank 16] [--threads 2]
-                  [--dtype f32|bf16] [--checkpoint] [--ops blas|dnnl] [--against torch|blas] [--bench build/release/bench]
+                  [--dtype f32|bf16] [--checkpoint] [--checkpoint-layers L] [--ops blas|dnnl] [--against torch|blas] [--bench build/release/bench]
                   [--json FILE]
 
 --ops is our back end; with --against blas the peer is our own bench with OpenBLAS. Else it needs bench/peers/venv, and Debian's libtcmalloc-minimal4 for --tcmalloc. Prints the medians after one warm step each, the
@@ -53,7 +53,8 @@ def main():
     for name, value in (("samples", 4), ("seq", 512), ("rank", 16), ("threads", 2)):
         p.add_argument("--" + name, type=int, default=value)
     p.add_argument("--dtype", default="f32")
-    p.add_argument("--checkpoint", action="store_true")
+    p.add_argument("--checkpoint", action="store_true", help="the peer's, of every layer")
+    p.add_argument("--checkpoint-layers", type=int, default=0, help="ours, of the first so many")
     p.add_argument("--bench", default=os.path.join(ROOT, "build/release/bench"))
     p.add_argument("--json")
     p.add_argument("--ops", default="blas")
@@ -71,12 +72,13 @@ def main():
         print(peer.line(), flush=True)
     else:
         peer = Runner([*bench, "blas"])
-    ours = Runner([*bench, a.ops])
+    ours = Runner([*bench, a.ops] + (["--checkpoint-layers", str(a.checkpoint_layers)] if a.checkpoint_layers else []))
     for _ in range(a.steps + 1):
         ours.step(), peer.step()
         print(f"  ours {ours.wall[-1]:.2f} s, peer {peer.wall[-1]:.2f} s", flush=True)
     rows = a.samples * a.seq
-    result = {"what": a.what, "ops": a.ops, "against": a.against, "rows": rows, "dtype": a.dtype, "tcmalloc": a.tcmalloc, "steps": a.steps}
+    result = {"what": a.what, "ops": a.ops, "against": a.against, "rows": rows, "dtype": a.dtype, "tcmalloc": a.tcmalloc,
+              "checkpoint_layers": a.checkpoint_layers, "steps": a.steps}
     for name, r in (("ours", ours), ("peer", peer)):
         peak, wall, cpu = r.end(), statistics.median(r.wall[1:]), statistics.median(r.cpu[1:])
         result[name] = {"tokens_per_s": rows / wall, "cpu_s": cpu, "peak_mb": peak / 1e6, "first_loss": r.losses[0]}

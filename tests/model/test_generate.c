@@ -123,8 +123,7 @@ static void test_greedy_is_the_likeliest(void)
     generate_defaults(&options);
     options.tokens_max = NEW;
     options.temperature = 0;
-    struct transformer_config config = {ops_of(OPS_REF), shape,           PROMPT + NEW, PROMPT + NEW, 1,
-                                        false,           CHECKPOINT_NONE, false};
+    struct transformer_config config = {ops_of(OPS_REF), shape, PROMPT + NEW, PROMPT + NEW, 1, false, 0, false};
     struct transformer *t;
     REQUIRE(EXPECT_ST(transformer_new(weights, &config, &t, &err), ST_OK, &err));
     for (int with = 0; with < 2; with++)
@@ -367,7 +366,7 @@ static void test_loss_gained_on_own_text_is_the_divergence(void)
     struct generate_options options;
     struct err err;
     struct rng rng;
-    struct transformer_config config = {ops_of(OPS_BLAS), shape, TOKENS, TOKENS, 1, false, CHECKPOINT_NONE, false};
+    struct transformer_config config = {ops_of(OPS_BLAS), shape, TOKENS, TOKENS, 1, false, 0, false};
     struct transformer *t;
     double gained = 0, square = 0, divergence = 0;
     uint32_t rows[TOKENS];

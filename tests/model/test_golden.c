@@ -147,7 +147,7 @@ static void check_logits(const struct weights *w, const struct adapter_shape *sh
                          const float *block, const struct packed *packed, const float *want)
 {
     struct err err;
-    struct transformer_config config = {ops_of(kind), *shape, 64, 32, 2, false, CHECKPOINT_NONE, false};
+    struct transformer_config config = {ops_of(kind), *shape, 64, 32, 2, false, 0, false};
     struct transformer *t;
     REQUIRE(EXPECT_ST(transformer_new(w, &config, &t, &err), ST_OK, &err));
     uint32_t rows[64], V = w->arch.vocab_size;

@@ -1,6 +1,7 @@
 /* The trainer as its users see it: same bytes again, packed = one by one, scoring = training loss, AdamW's arithmetic,
  * refusals. On a small random model through both tables of ops. */
 #include <math.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -151,21 +152,22 @@ static void test_same_bytes_again(void)
 }
 
 /* A smaller plan, the same gradient and the same factors; only the fingerprint says so. */
-static void test_checkpoints_change_no_bit(void)
+static void check_checkpoints(uint32_t layers)
 {
     struct err err;
     struct packed all;
     struct trainer_config config;
-    struct memory_plan none, blocks;
+    struct memory_plan none, some;
     struct trainer *a = new_trainer(OPS_BLAS, 2), *b;
     trainer_defaults(&shape, &config);
     config.threads = 2;
     config.rows_max = 256;
     config.seq_max = 64;
     EXPECT_ST(trainer_plan(&small, &config, &none, &err), ST_OK, &err);
-    config.checkpoint = CHECKPOINT_BLOCK;
-    EXPECT_ST(trainer_plan(&small, &config, &blocks, &err), ST_OK, &err);
-    EXPECT(blocks.activations < none.activations / 2 && blocks.scratch == none.scratch);
+    config.checkpoint_layers = layers;
+    EXPECT_ST(trainer_plan(&small, &config, &some, &err), ST_OK, &err);
+    const uint64_t saved = none.activations - some.activations, of = small.n_layers - 1;
+    EXPECT(saved * of > (layers - 1) * none.activations / 2 && none.scratch == some.scratch);
     REQUIRE(EXPECT_ST(trainer_new(weights, &config, &b, &err), ST_OK, &err));
     trainer_set_adapter(b, block);
     for (uint32_t s = 0; s < N; s += 2)
@@ -178,16 +180,30 @@ static void test_checkpoints_change_no_bit(void)
     train(b, &all, 1, 10);
     EXPECT(!memcmp(trainer_gradient(a), trainer_gradient(b), adapter_bytes()));
     EXPECT(!memcmp(trainer_adapter(a), trainer_adapter(b), adapter_bytes()));
-    char fa[512], fb[512];
+    char fa[512], fb[512], want[32];
+    snprintf(want, sizeof want, "checkpoints=%u", layers);
     trainer_fingerprint(a, fa, sizeof fa);
     trainer_fingerprint(b, fb, sizeof fb);
-    EXPECT(strstr(fa, "checkpoint=none") && strstr(fb, "checkpoint=block"));
+    EXPECT(strstr(fa, "checkpoints=0") && strstr(fb, want));
     trainer_free(a);
     trainer_free(b);
     packed_release(&all);
 }
 
-/* The budget decides: rows first, then checkpoints, then the rest of the rows, then no. */
+static void test_checkpoints_change_no_bit(void)
+{
+    struct err err;
+    struct trainer_config config;
+    struct memory_plan plan;
+    check_checkpoints(2);
+    check_checkpoints(small.n_layers);
+    trainer_defaults(&shape, &config);
+    config.seq_max = 64;
+    config.checkpoint_layers = small.n_layers + 1;
+    EXPECT_ST(trainer_plan(&small, &config, &plan, &err), ST_USAGE, &err);
+}
+
+/* The budget decides: rows first, then checkpoints, layer by layer, then the rest of the rows, then no. */
 static void test_fit(void)
 {
     struct err err;
@@ -195,31 +211,27 @@ static void test_fit(void)
     struct memory_plan plan, got;
     static const struct {
         uint32_t rows;
-        enum checkpoint checkpoint;
-    } want[] = {{2048, CHECKPOINT_NONE},
-                {1024, CHECKPOINT_NONE},
-                {512, CHECKPOINT_NONE},
-                {256, CHECKPOINT_BLOCK},
-                {64, CHECKPOINT_BLOCK}};
+        uint32_t checkpoint_layers;
+    } want[] = {{2048, 0}, {1024, 0}, {512, 0}, {512, 2}, {512, 3}, {256, 3}, {64, 3}};
     trainer_defaults(&shape, &config);
     config.seq_max = 64;
     for (size_t i = 0; i < sizeof want / sizeof want[0]; i++) {
         struct trainer_config c = config, exact = config;
         exact.rows_max = want[i].rows;
-        exact.checkpoint = want[i].checkpoint;
+        exact.checkpoint_layers = want[i].checkpoint_layers;
         EXPECT_ST(trainer_plan(&small, &exact, &plan, &err), ST_OK, &err);
         c.memory_max = plan.total;
         EXPECT_ST(trainer_fit(&small, &c, &got, &err), ST_OK, &err);
         harness_expect(got.total <= c.memory_max, __FILE__, __LINE__, "case %zu keeps its budget", i);
-        harness_expect(c.rows_max == want[i].rows && c.checkpoint == want[i].checkpoint, __FILE__, __LINE__,
-                       "case %zu: %u rows, policy %d", i, c.rows_max, (int)c.checkpoint);
+        harness_expect(c.rows_max == want[i].rows && c.checkpoint_layers == want[i].checkpoint_layers, __FILE__,
+                       __LINE__, "case %zu: %u rows, checkpoints of %u layers", i, c.rows_max, c.checkpoint_layers);
     }
     config.memory_max = plan.total - 1;
     EXPECT_ST(trainer_fit(&small, &config, &got, &err), ST_NO_MEMORY, &err);
-    EXPECT(config.rows_max == 2048 && strstr(err.text, "64 rows") && strstr(err.text, "checkpoint=block"));
+    EXPECT(config.rows_max == 2048 && strstr(err.text, "64 rows") && strstr(err.text, "of 3 layers"));
     config.memory_max = 0;
     EXPECT_ST(trainer_fit(&small, &config, &got, &err), ST_OK, &err);
-    EXPECT(config.rows_max == 2048 && config.checkpoint == CHECKPOINT_NONE);
+    EXPECT(config.rows_max == 2048 && config.checkpoint_layers == 0);
 }
 
 static void test_both_tables_train_alike(void)

@@ -86,8 +86,9 @@ static double loss_of(struct transformer *t, const real *block, const struct pac
 }
 
 /* With checkpoints: the same bytes. */
-static void check_checkpointed(const struct weights *w, struct transformer_config config, const real *block,
-                               const struct packed *packed, const struct objective *o, const real *want)
+static void check_checkpointed(const struct weights *w, struct transformer_config config, uint32_t layers,
+                               const real *block, const struct packed *packed, const struct objective *o,
+                               const real *want)
 {
     struct err err;
     struct transformer *t;
@@ -95,7 +96,7 @@ static void check_checkpointed(const struct weights *w, struct transformer_confi
     real *grad = xcalloc(n, sizeof *grad);
     double nll[N_SAMPLES] = {0};
     uint32_t counts[N_SAMPLES] = {0};
-    config.checkpoint = CHECKPOINT_BLOCK;
+    config.checkpoint_layers = layers;
     if (!EXPECT_ST(transformer_new(w, &config, &t, &err), ST_OK, &err))
         return;
     transformer_run(t, block, grad, packed, o, 0.5, nll, counts);
@@ -123,7 +124,8 @@ static void check_gradients_of(const char *what, const struct arch *arch, uint32
     double nll[N_SAMPLES] = {0}, worst = 0, norm = 0;
     uint32_t counts[N_SAMPLES] = {0};
     transformer_run(t, block, grad, &packed, o, 0.5, nll, counts);
-    check_checkpointed(w, config, block, &packed, o, grad);
+    for (uint32_t layers = 1; layers <= arch->n_layers; layers++)
+        check_checkpointed(w, config, layers, block, &packed, o, grad);
     for (size_t i = 0; i < n; i++) {
         const double h = 1e-5, old = block[i];
         block[i] = old + h;
