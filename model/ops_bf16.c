@@ -320,17 +320,12 @@ static size_t workspace(uint32_t side_max, uint32_t width_max)
 
 /* ------------------------------------------------------------------ attention */
 
-/* Of one tile: keys and values of the sample, packed once; P and S, their packed forms, and the rows of a block. */
+/* Of one tile: keys and values of the sample, packed once; P and S (rows, keys of a block), their packed forms, and the rows of a
+ * block. */
 struct room {
-    float *P, *S, *Q, *O, *dQ;
+    float *P, *S, *Q, *O, *dQ, *running;
     uint16_t *k_along, *k_across, *v_along, *v_across, *left, *right;
 };
-
-static size_t give(float **at, float *scratch, size_t used, size_t floats)
-{
-    *at = scratch ? scratch + used : NULL;
-    return used + round16(floats);
-}
 
 static size_t give_tiles(uint16_t **at, float *scratch, size_t used, size_t bytes)
 {
@@ -340,17 +335,18 @@ static size_t give_tiles(uint16_t **at, float *scratch, size_t used, size_t byte
 
 static size_t layout(struct room *r, float *scratch, uint32_t G, uint32_t D, uint32_t T)
 {
-    const size_t rows = (size_t)G * BLOCK_ROWS;
-    size_t used = give(&r->P, scratch, 0, rows * T);
-    used = give(&r->S, scratch, used, rows * T);
+    const size_t rows = (size_t)G * BLOCK_ROWS, keys = least(T, BLOCK_KEYS);
+    size_t used = give(&r->P, scratch, 0, rows * keys);
+    used = give(&r->S, scratch, used, rows * keys);
     used = give(&r->Q, scratch, used, rows * D);
     used = give(&r->O, scratch, used, rows * D);
     used = give(&r->dQ, scratch, used, rows * D);
+    used = give(&r->running, scratch, used, running_floats(G));
     used = give_tiles(&r->k_along, scratch, used, bf16_bytes(T, D));
     used = give_tiles(&r->k_across, scratch, used, bf16_bytes(D, T));
     used = give_tiles(&r->v_along, scratch, used, bf16_bytes(T, D));
     used = give_tiles(&r->v_across, scratch, used, bf16_bytes(D, T));
-    const size_t by_keys = bf16_bytes(rows, T), by_rows = bf16_bytes(T, rows), by_head = bf16_bytes(rows, D);
+    const size_t by_keys = bf16_bytes(rows, keys), by_rows = bf16_bytes(keys, rows), by_head = bf16_bytes(rows, D);
     const size_t left = by_keys > by_rows ? by_keys : by_rows;
     used = give_tiles(&r->left, scratch, used, left > by_head ? left : by_head);
     return give_tiles(&r->right, scratch, used, bf16_bytes(D, rows));
@@ -394,6 +390,17 @@ static void times(float *C, size_t ldc, struct bf16_source left, uint16_t *packe
     bf16_multiply(unit, (struct bf16_target){C, ldc, accumulate ? C : NULL, false, false}, packed, steps, parts, M, N);
 }
 
+/* Keys from k0 on of a packed factor: in its rows, or along its k. */
+static const uint16_t *keys_down(const uint16_t *packed, size_t steps, uint32_t k0)
+{
+    return packed + k0 / BF16_ROWS * steps * BF16_TILE;
+}
+
+static const uint16_t *keys_along(const uint16_t *packed, uint32_t k0)
+{
+    return packed + (size_t)k0 / BF16_STEP * BF16_TILE;
+}
+
 static void forward_tile(const struct tiles *t, uint32_t sample, uint32_t kv_head, float *scratch)
 {
     const struct tile_view v = view_of(t->a, sample, kv_head);
@@ -401,16 +408,21 @@ static void forward_tile(const struct tiles *t, uint32_t sample, uint32_t kv_hea
     const uint16_t *qkv = t->qkv;
     struct room r;
     layout(&r, scratch, v.G, v.D, v.T);
+    struct running s = running_at(r.running, v.G);
     bf16_pack(r.k_along, BF16_RIGHT, by_head, 0, (struct bf16_source){qkv + v.k, v.ld, false, 1, true}, v.T, v.D);
     bf16_pack(r.v_across, BF16_RIGHT, by_keys, 0, (struct bf16_source){qkv + v.v, v.ld, true, 1, true}, v.D, v.T);
     for (uint32_t r0 = 0; r0 < v.T; r0 += BLOCK_ROWS) {
-        uint32_t n = least(v.T - r0, BLOCK_ROWS), keys = r0 + n, rows = v.G * n;
+        uint32_t n = least(v.T - r0, BLOCK_ROWS), end = r0 + n, rows = v.G * n;
         stack_halves(r.Q, qkv + v.q, v.ld, &v, r0, n);
-        times(r.P, keys, (struct bf16_source){r.Q, v.D, false, v.scale, false}, r.left, r.k_along, by_head, rows, keys,
-              v.D, false);
-        softmax(t, &v, r.P, keys, r0, n);
-        times(r.O, v.D, (struct bf16_source){r.P, keys, false, 1, false}, r.left, r.v_across, by_keys, rows, v.D, keys,
-              false);
+        for (uint32_t k0 = 0; k0 < end; k0 += BLOCK_KEYS) {
+            uint32_t keys = least(end - k0, BLOCK_KEYS);
+            times(r.P, keys, (struct bf16_source){r.Q, v.D, false, v.scale, false}, r.left,
+                  keys_down(r.k_along, by_head, k0), by_head, rows, keys, v.D, false);
+            softmax(&v, &s, r.P, r.O, k0, keys, r0, n);
+            times(r.O, v.D, (struct bf16_source){r.P, keys, false, 1, false}, r.left, keys_along(r.v_across, k0),
+                  by_keys, rows, v.D, keys, k0 > 0);
+        }
+        softmax_end(t, &v, &s, r.O, r0, n);
         unstack_rounded((uint16_t *)t->out + v.o, v.ldo, r.O, &v, r0, n);
     }
 }
@@ -419,33 +431,36 @@ static void backward_tile(const struct tiles *t, uint32_t sample, uint32_t kv_he
 {
     const struct tile_view v = view_of(t->a, sample, kv_head);
     const size_t by_head = bf16_steps(v.D), by_keys = bf16_steps(v.T);
-    float *dk = t->dqkv + v.k, *dv = t->dqkv + v.v;
     const uint16_t *qkv = t->qkv;
     struct room r;
     layout(&r, scratch, v.G, v.D, v.T);
     bf16_pack(r.k_along, BF16_RIGHT, by_head, 0, (struct bf16_source){qkv + v.k, v.ld, false, 1, true}, v.T, v.D);
     bf16_pack(r.v_along, BF16_RIGHT, by_head, 0, (struct bf16_source){qkv + v.v, v.ld, false, 1, true}, v.T, v.D);
     bf16_pack(r.k_across, BF16_RIGHT, by_keys, 0, (struct bf16_source){qkv + v.k, v.ld, true, 1, true}, v.D, v.T);
-    clear_rows(dk, v.ld, v.T, v.D);
-    clear_rows(dv, v.ld, v.T, v.D);
+    clear_rows(t->dqkv + v.k, v.ld, v.T, v.D);
+    clear_rows(t->dqkv + v.v, v.ld, v.T, v.D);
     for (uint32_t r0 = 0; r0 < v.T; r0 += BLOCK_ROWS) {
-        uint32_t n = least(v.T - r0, BLOCK_ROWS), keys = r0 + n, rows = v.G * n;
+        uint32_t n = least(v.T - r0, BLOCK_ROWS), end = r0 + n, rows = v.G * n;
         const size_t by_rows = bf16_steps(rows);
         stack_halves(r.Q, qkv + v.q, v.ld, &v, r0, n);
         stack_halves(r.O, (const uint16_t *)t->dout + v.o, v.ldo, &v, r0, n);
-        times(r.P, keys, (struct bf16_source){r.Q, v.D, false, v.scale, false}, r.left, r.k_along, by_head, rows, keys,
-              v.D, false);
-        times(r.S, keys, (struct bf16_source){r.O, v.D, false, 1, false}, r.left, r.v_along, by_head, rows, keys, v.D,
-              false);
-        softmax_back(t, &v, r.P, r.S, r.O, keys, r0, n);
-        bf16_pack(r.right, BF16_RIGHT, by_rows, 0, (struct bf16_source){r.O, v.D, true, 1, false}, v.D, rows);
-        times(dv, v.ld, (struct bf16_source){r.P, keys, true, 1, false}, r.left, r.right, by_rows, keys, v.D, rows,
-              true);
-        bf16_pack(r.right, BF16_RIGHT, by_rows, 0, (struct bf16_source){r.Q, v.D, true, 1, false}, v.D, rows);
-        times(dk, v.ld, (struct bf16_source){r.S, keys, true, 1, false}, r.left, r.right, by_rows, keys, v.D, rows,
-              true);
-        times(r.dQ, v.D, (struct bf16_source){r.S, keys, false, 1, false}, r.left, r.k_across, by_keys, rows, v.D, keys,
-              false);
+        for (uint32_t k0 = 0; k0 < end; k0 += BLOCK_KEYS) {
+            uint32_t keys = least(end - k0, BLOCK_KEYS);
+            float *dk = t->dqkv + v.k + k0 * v.ld, *dv = t->dqkv + v.v + k0 * v.ld;
+            times(r.P, keys, (struct bf16_source){r.Q, v.D, false, v.scale, false}, r.left,
+                  keys_down(r.k_along, by_head, k0), by_head, rows, keys, v.D, false);
+            times(r.S, keys, (struct bf16_source){r.O, v.D, false, 1, false}, r.left, keys_down(r.v_along, by_head, k0),
+                  by_head, rows, keys, v.D, false);
+            softmax_back(t, &v, r.P, r.S, r.O, k0, keys, r0, n);
+            bf16_pack(r.right, BF16_RIGHT, by_rows, 0, (struct bf16_source){r.O, v.D, true, 1, false}, v.D, rows);
+            times(dv, v.ld, (struct bf16_source){r.P, keys, true, 1, false}, r.left, r.right, by_rows, keys, v.D, rows,
+                  true);
+            bf16_pack(r.right, BF16_RIGHT, by_rows, 0, (struct bf16_source){r.Q, v.D, true, 1, false}, v.D, rows);
+            times(dk, v.ld, (struct bf16_source){r.S, keys, true, 1, false}, r.left, r.right, by_rows, keys, v.D, rows,
+                  true);
+            times(r.dQ, v.D, (struct bf16_source){r.S, keys, false, 1, false}, r.left, keys_along(r.k_across, k0),
+                  by_keys, rows, v.D, keys, k0 > 0);
+        }
         unstack_heads(t->dqkv + v.q, v.ld, r.dQ, &v, r0, n);
     }
 }

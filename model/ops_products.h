@@ -102,9 +102,26 @@ static void merge(struct pool *pool, float *merged, const float *W, const float 
 
 /* ------------------------------------------------------------------ attention */
 
+/* Of one tile: P and S (rows, keys of a block), and the rows of a block. */
+struct room {
+    float *P, *S, *Q, *O, *dQ, *running;
+};
+
+static size_t layout(struct room *r, float *scratch, uint32_t G, uint32_t D, uint32_t T)
+{
+    const size_t rows = (size_t)G * BLOCK_ROWS, keys = T < BLOCK_KEYS ? T : BLOCK_KEYS;
+    size_t used = give(&r->P, scratch, 0, rows * keys);
+    used = give(&r->S, scratch, used, rows * keys);
+    used = give(&r->Q, scratch, used, rows * D);
+    used = give(&r->O, scratch, used, rows * D);
+    used = give(&r->dQ, scratch, used, rows * D);
+    return give(&r->running, scratch, used, running_floats(G));
+}
+
 static size_t scratch_each(uint32_t G, uint32_t D, uint32_t seq_max)
 {
-    return 2 * round16((size_t)G * BLOCK_ROWS * seq_max) + 3 * round16((size_t)G * BLOCK_ROWS * D);
+    struct room r;
+    return layout(&r, NULL, G, D, seq_max);
 }
 
 /* Rows [r0, r0 + n) of the group's heads, one head below the other: (G*n, D), from rows `ld` apart. */
@@ -124,40 +141,49 @@ static float dot_saved(const float *x, const void *saved, size_t at, uint32_t n)
 static void forward_tile(const struct tiles *t, uint32_t sample, uint32_t kv_head, float *scratch)
 {
     struct tile_view v = view_of(t->a, sample, kv_head);
-    float *P = scratch, *Q = P + 2 * round16((size_t)v.G * BLOCK_ROWS * v.T);
-    float *O = Q + round16((size_t)v.G * BLOCK_ROWS * v.D);
     const float *qkv = t->qkv;
+    struct room r;
+    layout(&r, scratch, v.G, v.D, v.T);
+    struct running s = running_at(r.running, v.G);
     for (uint32_t r0 = 0; r0 < v.T; r0 += BLOCK_ROWS) {
-        uint32_t n = v.T - r0 < BLOCK_ROWS ? v.T - r0 : BLOCK_ROWS, keys = r0 + n, rows = v.G * n;
-        stack_heads(Q, qkv + v.q, v.ld, &v, r0, n);
-        multiply(&(struct product){false, true, rows, keys, v.D, v.scale, 0, Q, qkv + v.k, P, v.D, v.ld, keys, 0});
-        softmax(t, &v, P, keys, r0, n);
-        multiply(&(struct product){false, false, rows, v.D, keys, 1, 0, P, qkv + v.v, O, keys, v.ld, v.D, 0});
-        unstack_heads((float *)t->out + v.o, v.ldo, O, &v, r0, n);
+        uint32_t n = v.T - r0 < BLOCK_ROWS ? v.T - r0 : BLOCK_ROWS, end = r0 + n, rows = v.G * n;
+        stack_heads(r.Q, qkv + v.q, v.ld, &v, r0, n);
+        for (uint32_t k0 = 0; k0 < end; k0 += BLOCK_KEYS) {
+            uint32_t keys = end - k0 < BLOCK_KEYS ? end - k0 : BLOCK_KEYS;
+            const float *k = qkv + v.k + k0 * v.ld, *val = qkv + v.v + k0 * v.ld;
+            multiply(&(struct product){false, true, rows, keys, v.D, v.scale, 0, r.Q, k, r.P, v.D, v.ld, keys, 0});
+            softmax(&v, &s, r.P, r.O, k0, keys, r0, n);
+            multiply(&(struct product){false, false, rows, v.D, keys, 1, k0 > 0, r.P, val, r.O, keys, v.ld, v.D, 0});
+        }
+        softmax_end(t, &v, &s, r.O, r0, n);
+        unstack_heads((float *)t->out + v.o, v.ldo, r.O, &v, r0, n);
     }
 }
 
 static void backward_tile(const struct tiles *t, uint32_t sample, uint32_t kv_head, float *scratch)
 {
     struct tile_view v = view_of(t->a, sample, kv_head);
-    float *P = scratch, *S = P + round16((size_t)v.G * BLOCK_ROWS * v.T);
-    float *Q = S + round16((size_t)v.G * BLOCK_ROWS * v.T), *O = Q + round16((size_t)v.G * BLOCK_ROWS * v.D);
-    float *dQ = O + round16((size_t)v.G * BLOCK_ROWS * v.D);
-    const float *qkv = t->qkv, *k = qkv + v.k, *val = qkv + v.v;
-    float *dk = t->dqkv + v.k, *dv = t->dqkv + v.v;
-    clear_rows(dk, v.ld, v.T, v.D);
-    clear_rows(dv, v.ld, v.T, v.D);
+    const float *qkv = t->qkv;
+    struct room r;
+    layout(&r, scratch, v.G, v.D, v.T);
+    clear_rows(t->dqkv + v.k, v.ld, v.T, v.D);
+    clear_rows(t->dqkv + v.v, v.ld, v.T, v.D);
     for (uint32_t r0 = 0; r0 < v.T; r0 += BLOCK_ROWS) {
-        uint32_t n = v.T - r0 < BLOCK_ROWS ? v.T - r0 : BLOCK_ROWS, keys = r0 + n, rows = v.G * n;
-        stack_heads(Q, qkv + v.q, v.ld, &v, r0, n);
-        stack_heads(O, (const float *)t->dout + v.o, v.ldo, &v, r0, n);
-        multiply(&(struct product){false, true, rows, keys, v.D, v.scale, 0, Q, k, P, v.D, v.ld, keys, 0});
-        multiply(&(struct product){false, true, rows, keys, v.D, 1, 0, O, val, S, v.D, v.ld, keys, 0});
-        softmax_back(t, &v, P, S, O, keys, r0, n);
-        multiply(&(struct product){true, false, keys, v.D, rows, 1, 1, P, O, dv, keys, v.D, v.ld, 0});
-        multiply(&(struct product){true, false, keys, v.D, rows, 1, 1, S, Q, dk, keys, v.D, v.ld, 0});
-        multiply(&(struct product){false, false, rows, v.D, keys, 1, 0, S, k, dQ, keys, v.ld, v.D, 0});
-        unstack_heads(t->dqkv + v.q, v.ld, dQ, &v, r0, n);
+        uint32_t n = v.T - r0 < BLOCK_ROWS ? v.T - r0 : BLOCK_ROWS, end = r0 + n, rows = v.G * n;
+        stack_heads(r.Q, qkv + v.q, v.ld, &v, r0, n);
+        stack_heads(r.O, (const float *)t->dout + v.o, v.ldo, &v, r0, n);
+        for (uint32_t k0 = 0; k0 < end; k0 += BLOCK_KEYS) {
+            uint32_t keys = end - k0 < BLOCK_KEYS ? end - k0 : BLOCK_KEYS;
+            const float *k = qkv + v.k + k0 * v.ld, *val = qkv + v.v + k0 * v.ld;
+            float *dk = t->dqkv + v.k + k0 * v.ld, *dv = t->dqkv + v.v + k0 * v.ld;
+            multiply(&(struct product){false, true, rows, keys, v.D, v.scale, 0, r.Q, k, r.P, v.D, v.ld, keys, 0});
+            multiply(&(struct product){false, true, rows, keys, v.D, 1, 0, r.O, val, r.S, v.D, v.ld, keys, 0});
+            softmax_back(t, &v, r.P, r.S, r.O, k0, keys, r0, n);
+            multiply(&(struct product){true, false, keys, v.D, rows, 1, 1, r.P, r.O, dv, keys, v.D, v.ld, 0});
+            multiply(&(struct product){true, false, keys, v.D, rows, 1, 1, r.S, r.Q, dk, keys, v.D, v.ld, 0});
+            multiply(&(struct product){false, false, rows, v.D, keys, 1, k0 > 0, r.S, k, r.dQ, keys, v.ld, v.D, 0});
+        }
+        unstack_heads(t->dqkv + v.q, v.ld, r.dQ, &v, r0, n);
     }
 }
 

@@ -2,8 +2,9 @@
  * forward_tile() and backward_tile(), and scratch_each(), the numbers it takes for that.
  *
  * One tile is one kv head of one sample: its keys and values are read by all the query heads of the group, stacked, so
- * that each product is (group * rows) high and dK and dV belong to one thread. Query rows go in blocks; a block multiplies
- * only with keys up to its own end.
+ * that each product is (group * rows) high and dK and dV belong to one thread. Query rows go in blocks, which meet the keys up to
+ * their own end in blocks that stay in cache; a row's maximum and sum are carried from one to the next (FlashAttention, arXiv
+ * 2205.14135).
  */
 #ifndef MODEL_OPS_TILES_H
 #define MODEL_OPS_TILES_H
@@ -15,7 +16,10 @@
 #include "model/ops.h"
 #include "model/simd.h"
 
-enum { BLOCK_ROWS = 64 };
+enum {
+    BLOCK_ROWS = 64,
+    BLOCK_KEYS = 512
+}; /* the second a multiple of the first: a row sees part of each block it meets */
 
 struct tiles {
     void (*tile)(const struct tiles *t, uint32_t sample, uint32_t kv_head, float *scratch);
@@ -47,6 +51,13 @@ static float dot_saved(const float *x, const void *saved, size_t at,
 static size_t round16(size_t n)
 {
     return (n + 15) / 16 * 16;
+}
+
+/* For a tile's layout of its scratch: where the next `floats` lie, NULL without one, and what is used up then. */
+static size_t give(float **at, float *scratch, size_t used, size_t floats)
+{
+    *at = scratch ? scratch + used : NULL;
+    return used + round16(floats);
 }
 
 static size_t attention_scratch(uint32_t n_heads, uint32_t n_kv_heads, uint32_t head_dim, uint32_t seq_max,
@@ -86,31 +97,71 @@ static void clear_rows(float *to, size_t ld, uint32_t rows, uint32_t D)
         memset(to + r * ld, 0, D * sizeof(float));
 }
 
-/* P (G*n, keys): scores become probabilities, none behind the row's own place; their log-sum-exp is saved. */
-static void softmax(const struct tiles *t, const struct tile_view *v, float *P, uint32_t keys, uint32_t r0, uint32_t n)
+/* Of the stacked rows of a block, over the blocks of keys so far. */
+struct running {
+    double *sum; /* of exponentials, less max */
+    float *max;
+};
+
+static size_t running_floats(uint32_t G)
+{
+    return 3 * round16((size_t)G * BLOCK_ROWS);
+}
+
+static struct running running_at(float *scratch, uint32_t G)
+{
+    return (struct running){(double *)(void *)scratch, scratch + 2 * round16((size_t)G * BLOCK_ROWS)};
+}
+
+/* How many of the keys [k0, k0 + keys) row r sees; at least one. */
+static uint32_t seen(uint32_t r, uint32_t k0, uint32_t keys)
+{
+    return r - k0 + 1 < keys ? r - k0 + 1 : keys;
+}
+
+/* P (G*n, keys): scores become exponentials, none behind the row's own place. What O (G*n, D) holds of earlier blocks is brought to the
+ * new maximum. */
+static void softmax(const struct tile_view *v, struct running *s, float *P, float *O, uint32_t k0, uint32_t keys,
+                    uint32_t r0, uint32_t n)
 {
     for (uint32_t i = 0; i < v->G * n; i++) {
-        uint32_t g = i / n, r = r0 + i % n;
-        float *p = P + (size_t)i * keys, max = simd_max(p, r + 1);
-        double sum = simd_exp(p, 1, max, r + 1);
-        simd_scale(p, (float)(1 / sum), r + 1);
-        memset(p + r + 1, 0, (keys - r - 1) * sizeof *p);
-        t->lse[v->lse + (size_t)r * v->H + g] = max + (float)log(sum);
+        uint32_t some = seen(r0 + i % n, k0, keys);
+        float *p = P + (size_t)i * keys, max = simd_max(p, some);
+        double sum = 0;
+        if (k0 > 0) {
+            max = s->max[i] > max ? s->max[i] : max;
+            float fade = expf(s->max[i] - max);
+            sum = s->sum[i] * (double)fade;
+            simd_scale(O + (size_t)i * v->D, fade, v->D);
+        }
+        s->sum[i] = sum + simd_exp(p, 1, max, some);
+        s->max[i] = max;
+        memset(p + some, 0, (keys - some) * sizeof *p);
     }
 }
 
-/* P: scores become probabilities again; S: the gradients of the probabilities become those of the scores. dO (G*n, D). */
-static void softmax_back(const struct tiles *t, const struct tile_view *v, float *P, float *S, const float *dO,
-                         uint32_t keys, uint32_t r0, uint32_t n)
+/* After the last block: O is divided by the sums, and log-sum-exp is saved. */
+static void softmax_end(const struct tiles *t, const struct tile_view *v, const struct running *s, float *O,
+                        uint32_t r0, uint32_t n)
 {
     for (uint32_t i = 0; i < v->G * n; i++) {
-        uint32_t g = i / n, r = r0 + i % n, rest = keys - r - 1;
+        simd_scale(O + (size_t)i * v->D, (float)(1 / s->sum[i]), v->D);
+        t->lse[v->lse + (size_t)(r0 + i % n) * v->H + i / n] = s->max[i] + (float)log(s->sum[i]);
+    }
+}
+
+/* P: scores become probabilities; S: the gradients of the probabilities become those of the scores. dO (G*n, D). */
+static void softmax_back(const struct tiles *t, const struct tile_view *v, float *P, float *S, const float *dO,
+                         uint32_t k0, uint32_t keys, uint32_t r0, uint32_t n)
+{
+    for (uint32_t i = 0; i < v->G * n; i++) {
+        uint32_t g = i / n, r = r0 + i % n, some = seen(r, k0, keys), rest = keys - some;
         float *p = P + (size_t)i * keys, *s = S + (size_t)i * keys;
         float delta = dot_saved(dO + (size_t)i * v->D, t->saved_out, v->o + r * v->ldo + (size_t)g * v->D, v->D);
-        simd_exp(p, 1, t->saved_lse[v->lse + (size_t)r * v->H + g], r + 1);
-        simd_softmax_dx(s, p, delta, v->scale, r + 1);
-        memset(p + r + 1, 0, rest * sizeof *p);
-        memset(s + r + 1, 0, rest * sizeof *s);
+        simd_exp(p, 1, t->saved_lse[v->lse + (size_t)r * v->H + g], some);
+        simd_softmax_dx(s, p, delta, v->scale, some);
+        memset(p + some, 0, rest * sizeof *p);
+        memset(s + some, 0, rest * sizeof *s);
     }
 }
 

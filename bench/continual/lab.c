@@ -55,6 +55,11 @@ static const struct arm arms[] = {
      .what = "replay30-own-h2a4, each lease ending at the mean of its states over its last half"},
     {"joint-avg", PLAIN, RATIO(200, 50), .joint = true, .average_permille = 500,
      .what = "joint, each lease ending at the mean of its states over its last half"},
+    {"replay25-r4", RATIO(200, 50), .workers = 1, .rounds = 4, .step_factor = 1, .targets = LORA_ALL,
+     .coding = DELTA_F32, .what = "replay25, a stage in four rounds"},
+    {"replay25-r4-nesterov", RATIO(200, 50), .workers = 1, .rounds = 4, .step_factor = 1, .targets = LORA_ALL,
+     .coding = DELTA_F32, .outer_momentum = 900, .outer_rate = 700,
+     .what = "replay25-r4, each round's change taken by Nesterov's rule (momentum 0.9, rate 0.7)"},
     {"replay25-decay", PLAIN, RATIO(200, 50), .decay_permille = 1000,
      .what = "replay25, the rate falling to nothing over each lease"},
     {"joint-decay", PLAIN, RATIO(200, 50), .joint = true, .decay_permille = 1000,
@@ -491,8 +496,19 @@ static enum status train_lease(struct lab *lab, struct view *view, const struct 
     return status;
 }
 
-/* One round: all its leases, then their combination takes the place of `block`. */
-static enum status train_round(struct lab *lab, const struct cell *cell, uint32_t r, float *block,
+/* The change of a round as a gradient for SGD with Nesterov momentum (DiLoCo: Douillard et al. 2023, arXiv 2311.08105). */
+static void outer_step(const struct arm *arm, float *block, const float *candidate, float *momentum, size_t n)
+{
+    const float mu = (float)arm->outer_momentum / 1000, rate = (float)arm->outer_rate / 1000;
+    for (size_t i = 0; i < n; i++) {
+        float change = candidate[i] - block[i];
+        momentum[i] = mu * momentum[i] + change;
+        block[i] += rate * (change + mu * momentum[i]);
+    }
+}
+
+/* One round: all its leases, then their combination takes the place of `block`. `momentum`: of this stage's rounds before. */
+static enum status train_round(struct lab *lab, const struct cell *cell, uint32_t r, float *block, float *momentum,
                                const atomic_bool *cancel, struct stage_sum *sum, struct err *err)
 {
     const struct sip_key key = {{(uint8_t)cell->seed}};
@@ -516,7 +532,10 @@ static enum status train_round(struct lab *lab, const struct cell *cell, uint32_
     if (status == ST_OK)
         status = combine(&lab->engine.shape, block, inputs, done, &settings, candidate, rows, &result, err);
     if (status == ST_OK) {
-        memcpy(block, candidate, n * sizeof *block);
+        if (cell->arm->outer_rate)
+            outer_step(cell->arm, block, candidate, momentum, n);
+        else
+            memcpy(block, candidate, n * sizeof *block);
         sum->steps += steps;
         sum->factor_error = result.factor_error > sum->factor_error ? result.factor_error : sum->factor_error;
     }
@@ -590,8 +609,10 @@ static enum status state_after(struct lab *lab, const struct cell *at, float *bl
     struct stage_sum sum = {0};
     char adapter[17];
     double begun = clock_s(), cpu = cpu_s();
+    float *momentum = xcalloc(adapter_floats(&lab->engine.shape), sizeof *momentum);
     for (uint32_t r = 0; r < cell.arm->rounds && status == ST_OK; r++)
-        status = train_round(lab, &cell, r, block, cancel, &sum, err);
+        status = train_round(lab, &cell, r, block, momentum, cancel, &sum, err);
+    free(momentum);
     if (status == ST_OK)
         status = save_state(lab, &cell, block, adapter, err);
     if (status == ST_OK && !lab_has(lab, &cell))

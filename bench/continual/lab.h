@@ -49,10 +49,11 @@ struct arm {
     uint32_t rounds;      /* of a stage, one after the other */
     uint32_t step_factor; /* optimiser steps of so many times step_tokens: data-parallel training at a larger batch */
     bool joint;           /* every stage is a slice of all domains */
-    uint32_t targets;     /* bits of LORA_*: the others' change is taken back to zero */
+    uint32_t targets;     /* bits of LORA_* */
     uint32_t coding;      /* enum delta_coding, on the way to the combination */
     uint32_t decay_permille, average_permille;
     uint32_t history_boost, anchor_boost; /* permille */
+    uint32_t outer_momentum, outer_rate; /* permille: how a round's change is taken, see outer_step(); 0, 0: as it is */
     bool own_anchor;  /* the anchor is text that the base wrote, and teaches the base's predictions */
     const char *what; /* for the report */
 };

@@ -12,36 +12,14 @@ import argparse
 import json
 import os
 import statistics
-import subprocess
 import sys
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 ROOT = os.path.join(HERE, "..", "..")
+sys.path.insert(0, os.path.join(HERE, ".."))
+from turns import Runner  # noqa: E402
+
 TCMALLOC = "/usr/lib/x86_64-linux-gnu/libtcmalloc_minimal.so.4"
-
-
-class Runner:
-    def __init__(self, command, env=None):
-        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=env)
-        self.wall, self.cpu, self.losses = [], [], []
-
-    def line(self):
-        line = self.process.stdout.readline()
-        if not line:
-            sys.exit(f"compare.py: {self.process.args[0]} ended early with {self.process.wait()}")
-        return line.strip()
-
-    def step(self):
-        self.process.stdin.write("\n")
-        self.process.stdin.flush()
-        wall, cpu, loss = map(float, self.line().split())
-        self.wall.append(wall), self.cpu.append(cpu), self.losses.append(loss)
-
-    def end(self):
-        self.process.stdin.close()
-        peak = float(self.line())
-        self.process.wait()
-        return peak
 
 
 def main():

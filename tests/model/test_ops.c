@@ -107,8 +107,9 @@ static void test_norms_and_rope(void)
 static void test_attention(void)
 {
     static const uint32_t heads[][3] = {{1, 1, 8}, {6, 2, 10}, {4, 4, 16}, {9, 3, 64}}; /* H, K, D */
-    static const uint32_t cu_seqlens[] = {0, 1, 1, 66, 80, 229}; /* one row, none, more than a block, ... */
-    enum { SAMPLES = 5, M = 229, LONGEST = 149 };
+    static const uint32_t cu_seqlens[] = {
+        0, 1, 1, 66, 80, 229, 829}; /* one row, none, more than a block, ..., more keys than a block */
+    enum { SAMPLES = 6, M = 829, LONGEST = 600 };
     for (size_t i = 0; i < sizeof heads / sizeof heads[0]; i++) {
         uint32_t H = heads[i][0], K = heads[i][1], D = heads[i][2];
         size_t n = (size_t)M * (H + 2 * K) * D, no = (size_t)M * H * D;
