@@ -401,67 +401,68 @@ static const uint16_t *keys_along(const uint16_t *packed, uint32_t k0)
     return packed + (size_t)k0 / BF16_STEP * BF16_TILE;
 }
 
-static void forward_tile(const struct tiles *t, uint32_t sample, uint32_t kv_head, float *scratch)
+static void forward_piece(const struct tiles *t, const struct tile_view *v, float *scratch)
 {
-    const struct tile_view v = view_of(t->a, sample, kv_head);
-    const size_t by_head = bf16_steps(v.D), by_keys = bf16_steps(v.T);
+    const size_t by_head = bf16_steps(v->D), by_keys = bf16_steps(v->end);
     const uint16_t *qkv = t->qkv;
     struct room r;
-    layout(&r, scratch, v.G, v.D, v.T);
-    struct running s = running_at(r.running, v.G);
-    bf16_pack(r.k_along, BF16_RIGHT, by_head, 0, (struct bf16_source){qkv + v.k, v.ld, false, 1, true}, v.T, v.D);
-    bf16_pack(r.v_across, BF16_RIGHT, by_keys, 0, (struct bf16_source){qkv + v.v, v.ld, true, 1, true}, v.D, v.T);
-    for (uint32_t r0 = 0; r0 < v.T; r0 += BLOCK_ROWS) {
-        uint32_t n = least(v.T - r0, BLOCK_ROWS), end = r0 + n, rows = v.G * n;
-        stack_halves(r.Q, qkv + v.q, v.ld, &v, r0, n);
+    layout(&r, scratch, v->G, v->D, v->T);
+    struct running s = running_at(r.running, v->G);
+    bf16_pack(r.k_along, BF16_RIGHT, by_head, 0, (struct bf16_source){qkv + v->k, v->ld, false, 1, true}, v->end, v->D);
+    bf16_pack(r.v_across, BF16_RIGHT, by_keys, 0, (struct bf16_source){qkv + v->v, v->ld, true, 1, true}, v->D, v->end);
+    for (uint32_t r0 = v->begin; r0 < v->end; r0 += BLOCK_ROWS) {
+        uint32_t n = least(v->end - r0, BLOCK_ROWS), end = r0 + n, rows = v->G * n;
+        stack_halves(r.Q, qkv + v->q, v->ld, v, r0, n);
         for (uint32_t k0 = 0; k0 < end; k0 += BLOCK_KEYS) {
             uint32_t keys = least(end - k0, BLOCK_KEYS);
-            times(r.P, keys, (struct bf16_source){r.Q, v.D, false, v.scale, false}, r.left,
-                  keys_down(r.k_along, by_head, k0), by_head, rows, keys, v.D, false);
-            softmax(&v, &s, r.P, r.O, k0, keys, r0, n);
-            times(r.O, v.D, (struct bf16_source){r.P, keys, false, 1, false}, r.left, keys_along(r.v_across, k0),
-                  by_keys, rows, v.D, keys, k0 > 0);
+            times(r.P, keys, (struct bf16_source){r.Q, v->D, false, v->scale, false}, r.left,
+                  keys_down(r.k_along, by_head, k0), by_head, rows, keys, v->D, false);
+            softmax(v, &s, r.P, r.O, k0, keys, r0, n);
+            times(r.O, v->D, (struct bf16_source){r.P, keys, false, 1, false}, r.left, keys_along(r.v_across, k0),
+                  by_keys, rows, v->D, keys, k0 > 0);
         }
-        softmax_end(t, &v, &s, r.O, r0, n);
-        unstack_rounded((uint16_t *)t->out + v.o, v.ldo, r.O, &v, r0, n);
+        softmax_end(t, v, &s, r.O, r0, n);
+        unstack_rounded((uint16_t *)t->out + v->o, v->ldo, r.O, v, r0, n);
     }
 }
 
-static void backward_tile(const struct tiles *t, uint32_t sample, uint32_t kv_head, float *scratch)
+static void backward_piece(const struct tiles *t, const struct tile_view *v, float *scratch)
 {
-    const struct tile_view v = view_of(t->a, sample, kv_head);
-    const size_t by_head = bf16_steps(v.D), by_keys = bf16_steps(v.T);
-    const uint16_t *qkv = t->qkv;
+    const uint32_t all = v->end - v->begin;
+    const size_t by_head = bf16_steps(v->D), by_keys = bf16_steps(all), at = v->begin * v->ld;
+    const uint16_t *k = (const uint16_t *)t->qkv + v->k + at, *val = (const uint16_t *)t->qkv + v->v + at;
+    float *dk = t->dqkv + v->k + at, *dv = t->dqkv + v->v + at;
+    size_t ldq;
+    float *dq = piece_dq(t, v, &ldq);
     struct room r;
-    layout(&r, scratch, v.G, v.D, v.T);
-    bf16_pack(r.k_along, BF16_RIGHT, by_head, 0, (struct bf16_source){qkv + v.k, v.ld, false, 1, true}, v.T, v.D);
-    bf16_pack(r.v_along, BF16_RIGHT, by_head, 0, (struct bf16_source){qkv + v.v, v.ld, false, 1, true}, v.T, v.D);
-    bf16_pack(r.k_across, BF16_RIGHT, by_keys, 0, (struct bf16_source){qkv + v.k, v.ld, true, 1, true}, v.D, v.T);
-    clear_rows(t->dqkv + v.k, v.ld, v.T, v.D);
-    clear_rows(t->dqkv + v.v, v.ld, v.T, v.D);
-    for (uint32_t r0 = 0; r0 < v.T; r0 += BLOCK_ROWS) {
-        uint32_t n = least(v.T - r0, BLOCK_ROWS), end = r0 + n, rows = v.G * n;
+    layout(&r, scratch, v->G, v->D, v->T);
+    bf16_pack(r.k_along, BF16_RIGHT, by_head, 0, (struct bf16_source){k, v->ld, false, 1, true}, all, v->D);
+    bf16_pack(r.v_along, BF16_RIGHT, by_head, 0, (struct bf16_source){val, v->ld, false, 1, true}, all, v->D);
+    bf16_pack(r.k_across, BF16_RIGHT, by_keys, 0, (struct bf16_source){k, v->ld, true, 1, true}, v->D, all);
+    clear_rows(dk, v->ld, all, v->D);
+    clear_rows(dv, v->ld, all, v->D);
+    for (uint32_t r0 = v->begin; r0 < v->T; r0 += BLOCK_ROWS) {
+        uint32_t n = least(v->T - r0, BLOCK_ROWS), rows = v->G * n, end = least(r0 + n, v->end) - v->begin;
         const size_t by_rows = bf16_steps(rows);
-        stack_halves(r.Q, qkv + v.q, v.ld, &v, r0, n);
-        stack_halves(r.O, (const uint16_t *)t->dout + v.o, v.ldo, &v, r0, n);
-        for (uint32_t k0 = 0; k0 < end; k0 += BLOCK_KEYS) {
+        stack_halves(r.Q, (const uint16_t *)t->qkv + v->q, v->ld, v, r0, n);
+        stack_halves(r.O, (const uint16_t *)t->dout + v->o, v->ldo, v, r0, n);
+        for (uint32_t k0 = 0; k0 < end; k0 += BLOCK_KEYS) { /* among the piece's */
             uint32_t keys = least(end - k0, BLOCK_KEYS);
-            float *dk = t->dqkv + v.k + k0 * v.ld, *dv = t->dqkv + v.v + k0 * v.ld;
-            times(r.P, keys, (struct bf16_source){r.Q, v.D, false, v.scale, false}, r.left,
-                  keys_down(r.k_along, by_head, k0), by_head, rows, keys, v.D, false);
-            times(r.S, keys, (struct bf16_source){r.O, v.D, false, 1, false}, r.left, keys_down(r.v_along, by_head, k0),
-                  by_head, rows, keys, v.D, false);
-            softmax_back(t, &v, r.P, r.S, r.O, k0, keys, r0, n);
-            bf16_pack(r.right, BF16_RIGHT, by_rows, 0, (struct bf16_source){r.O, v.D, true, 1, false}, v.D, rows);
-            times(dv, v.ld, (struct bf16_source){r.P, keys, true, 1, false}, r.left, r.right, by_rows, keys, v.D, rows,
-                  true);
-            bf16_pack(r.right, BF16_RIGHT, by_rows, 0, (struct bf16_source){r.Q, v.D, true, 1, false}, v.D, rows);
-            times(dk, v.ld, (struct bf16_source){r.S, keys, true, 1, false}, r.left, r.right, by_rows, keys, v.D, rows,
-                  true);
-            times(r.dQ, v.D, (struct bf16_source){r.S, keys, false, 1, false}, r.left, keys_along(r.k_across, k0),
-                  by_keys, rows, v.D, keys, k0 > 0);
+            times(r.P, keys, (struct bf16_source){r.Q, v->D, false, v->scale, false}, r.left,
+                  keys_down(r.k_along, by_head, k0), by_head, rows, keys, v->D, false);
+            times(r.S, keys, (struct bf16_source){r.O, v->D, false, 1, false}, r.left,
+                  keys_down(r.v_along, by_head, k0), by_head, rows, keys, v->D, false);
+            softmax_back(t, v, r.P, r.S, r.O, v->begin + k0, keys, r0, n);
+            bf16_pack(r.right, BF16_RIGHT, by_rows, 0, (struct bf16_source){r.O, v->D, true, 1, false}, v->D, rows);
+            times(dv + k0 * v->ld, v->ld, (struct bf16_source){r.P, keys, true, 1, false}, r.left, r.right, by_rows,
+                  keys, v->D, rows, true);
+            bf16_pack(r.right, BF16_RIGHT, by_rows, 0, (struct bf16_source){r.Q, v->D, true, 1, false}, v->D, rows);
+            times(dk + k0 * v->ld, v->ld, (struct bf16_source){r.S, keys, true, 1, false}, r.left, r.right, by_rows,
+                  keys, v->D, rows, true);
+            times(r.dQ, v->D, (struct bf16_source){r.S, keys, false, 1, false}, r.left, keys_along(r.k_across, k0),
+                  by_keys, rows, v->D, keys, k0 > 0);
         }
-        unstack_heads(t->dqkv + v.q, v.ld, r.dQ, &v, r0, n);
+        unstack_heads(dq, ldq, r.dQ, v, r0, n);
     }
 }
 

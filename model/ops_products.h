@@ -138,52 +138,54 @@ static float dot_saved(const float *x, const void *saved, size_t at, uint32_t n)
     return simd_dot(x, (const float *)saved + at, n);
 }
 
-static void forward_tile(const struct tiles *t, uint32_t sample, uint32_t kv_head, float *scratch)
+static void forward_piece(const struct tiles *t, const struct tile_view *v, float *scratch)
 {
-    struct tile_view v = view_of(t->a, sample, kv_head);
     const float *qkv = t->qkv;
     struct room r;
-    layout(&r, scratch, v.G, v.D, v.T);
-    struct running s = running_at(r.running, v.G);
-    for (uint32_t r0 = 0; r0 < v.T; r0 += BLOCK_ROWS) {
-        uint32_t n = v.T - r0 < BLOCK_ROWS ? v.T - r0 : BLOCK_ROWS, end = r0 + n, rows = v.G * n;
-        stack_heads(r.Q, qkv + v.q, v.ld, &v, r0, n);
+    layout(&r, scratch, v->G, v->D, v->T);
+    struct running s = running_at(r.running, v->G);
+    for (uint32_t r0 = v->begin; r0 < v->end; r0 += BLOCK_ROWS) {
+        uint32_t n = v->end - r0 < BLOCK_ROWS ? v->end - r0 : BLOCK_ROWS, end = r0 + n, rows = v->G * n;
+        stack_heads(r.Q, qkv + v->q, v->ld, v, r0, n);
         for (uint32_t k0 = 0; k0 < end; k0 += BLOCK_KEYS) {
             uint32_t keys = end - k0 < BLOCK_KEYS ? end - k0 : BLOCK_KEYS;
-            const float *k = qkv + v.k + k0 * v.ld, *val = qkv + v.v + k0 * v.ld;
-            multiply(&(struct product){false, true, rows, keys, v.D, v.scale, 0, r.Q, k, r.P, v.D, v.ld, keys, 0});
-            softmax(&v, &s, r.P, r.O, k0, keys, r0, n);
-            multiply(&(struct product){false, false, rows, v.D, keys, 1, k0 > 0, r.P, val, r.O, keys, v.ld, v.D, 0});
+            const float *k = qkv + v->k + k0 * v->ld, *val = qkv + v->v + k0 * v->ld;
+            multiply(&(struct product){false, true, rows, keys, v->D, v->scale, 0, r.Q, k, r.P, v->D, v->ld, keys, 0});
+            softmax(v, &s, r.P, r.O, k0, keys, r0, n);
+            multiply(&(struct product){false, false, rows, v->D, keys, 1, k0 > 0, r.P, val, r.O, keys, v->ld, v->D, 0});
         }
-        softmax_end(t, &v, &s, r.O, r0, n);
-        unstack_heads((float *)t->out + v.o, v.ldo, r.O, &v, r0, n);
+        softmax_end(t, v, &s, r.O, r0, n);
+        unstack_heads((float *)t->out + v->o, v->ldo, r.O, v, r0, n);
     }
 }
 
-static void backward_tile(const struct tiles *t, uint32_t sample, uint32_t kv_head, float *scratch)
+static void backward_piece(const struct tiles *t, const struct tile_view *v, float *scratch)
 {
-    struct tile_view v = view_of(t->a, sample, kv_head);
     const float *qkv = t->qkv;
     struct room r;
-    layout(&r, scratch, v.G, v.D, v.T);
-    clear_rows(t->dqkv + v.k, v.ld, v.T, v.D);
-    clear_rows(t->dqkv + v.v, v.ld, v.T, v.D);
-    for (uint32_t r0 = 0; r0 < v.T; r0 += BLOCK_ROWS) {
-        uint32_t n = v.T - r0 < BLOCK_ROWS ? v.T - r0 : BLOCK_ROWS, end = r0 + n, rows = v.G * n;
-        stack_heads(r.Q, qkv + v.q, v.ld, &v, r0, n);
-        stack_heads(r.O, (const float *)t->dout + v.o, v.ldo, &v, r0, n);
-        for (uint32_t k0 = 0; k0 < end; k0 += BLOCK_KEYS) {
+    layout(&r, scratch, v->G, v->D, v->T);
+    size_t ldq;
+    float *dq = piece_dq(t, v, &ldq);
+    clear_rows(t->dqkv + v->k + v->begin * v->ld, v->ld, v->end - v->begin, v->D);
+    clear_rows(t->dqkv + v->v + v->begin * v->ld, v->ld, v->end - v->begin, v->D);
+    for (uint32_t r0 = v->begin; r0 < v->T; r0 += BLOCK_ROWS) {
+        uint32_t n = v->T - r0 < BLOCK_ROWS ? v->T - r0 : BLOCK_ROWS, rows = v->G * n;
+        uint32_t end = r0 + n < v->end ? r0 + n : v->end;
+        stack_heads(r.Q, qkv + v->q, v->ld, v, r0, n);
+        stack_heads(r.O, (const float *)t->dout + v->o, v->ldo, v, r0, n);
+        for (uint32_t k0 = v->begin; k0 < end; k0 += BLOCK_KEYS) {
             uint32_t keys = end - k0 < BLOCK_KEYS ? end - k0 : BLOCK_KEYS;
-            const float *k = qkv + v.k + k0 * v.ld, *val = qkv + v.v + k0 * v.ld;
-            float *dk = t->dqkv + v.k + k0 * v.ld, *dv = t->dqkv + v.v + k0 * v.ld;
-            multiply(&(struct product){false, true, rows, keys, v.D, v.scale, 0, r.Q, k, r.P, v.D, v.ld, keys, 0});
-            multiply(&(struct product){false, true, rows, keys, v.D, 1, 0, r.O, val, r.S, v.D, v.ld, keys, 0});
-            softmax_back(t, &v, r.P, r.S, r.O, k0, keys, r0, n);
-            multiply(&(struct product){true, false, keys, v.D, rows, 1, 1, r.P, r.O, dv, keys, v.D, v.ld, 0});
-            multiply(&(struct product){true, false, keys, v.D, rows, 1, 1, r.S, r.Q, dk, keys, v.D, v.ld, 0});
-            multiply(&(struct product){false, false, rows, v.D, keys, 1, k0 > 0, r.S, k, r.dQ, keys, v.ld, v.D, 0});
+            const float *k = qkv + v->k + k0 * v->ld, *val = qkv + v->v + k0 * v->ld;
+            float *dk = t->dqkv + v->k + k0 * v->ld, *dv = t->dqkv + v->v + k0 * v->ld;
+            multiply(&(struct product){false, true, rows, keys, v->D, v->scale, 0, r.Q, k, r.P, v->D, v->ld, keys, 0});
+            multiply(&(struct product){false, true, rows, keys, v->D, 1, 0, r.O, val, r.S, v->D, v->ld, keys, 0});
+            softmax_back(t, v, r.P, r.S, r.O, k0, keys, r0, n);
+            multiply(&(struct product){true, false, keys, v->D, rows, 1, 1, r.P, r.O, dv, keys, v->D, v->ld, 0});
+            multiply(&(struct product){true, false, keys, v->D, rows, 1, 1, r.S, r.Q, dk, keys, v->D, v->ld, 0});
+            multiply(&(struct product){false, false, rows, v->D, keys, 1, k0 > v->begin, r.S, k, r.dQ, keys, v->ld,
+                                       v->D, 0});
         }
-        unstack_heads(t->dqkv + v.q, v.ld, r.dQ, &v, r0, n);
+        unstack_heads(dq, ldq, r.dQ, v, r0, n);
     }
 }
 

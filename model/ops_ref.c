@@ -1,7 +1,9 @@
 /* The truth: one loop per sum, sums in f64, no threads, nothing clever. See ops.h for what each function means. */
 #include <math.h>
+#include <stdlib.h>
 #include <string.h>
 
+#include "base/buf.h"
 #include "model/ops.h"
 
 static void put(real *out, double value, bool accumulate)
@@ -173,7 +175,8 @@ static void attention_back(struct pool *pool, real *dqkv, const void *dout_activ
     uint32_t D = a->head_dim, H = a->n_heads, K = a->n_kv_heads;
     size_t ld = (size_t)(H + 2 * K) * D, ldo = (size_t)H * D;
     double scale = 1 / sqrt((double)D);
-    memset(dqkv, 0, a->cu_seqlens[a->n_samples] * ld * sizeof *dqkv);
+    const size_t n = a->cu_seqlens[a->n_samples] * ld;
+    double *sum = xcalloc(n, sizeof *sum);
     for (uint32_t s = 0; s < a->n_samples; s++)
         for (uint32_t h = 0; h < H; h++)
             for (size_t i = a->cu_seqlens[s]; i < a->cu_seqlens[s + 1]; i++) {
@@ -185,18 +188,21 @@ static void attention_back(struct pool *pool, real *dqkv, const void *dout_activ
                     double p = exp(scale * dot(qkv + at_q, qkv + at_k, D) - (double)lse[i * H + h]);
                     double ds = scale * p * (dot(d_o, qkv + at_v, D) - delta);
                     for (uint32_t d = 0; d < D; d++) {
-                        dqkv[at_v + d] += (real)(p * (double)d_o[d]);
-                        dqkv[at_q + d] += (real)(ds * (double)qkv[at_k + d]);
-                        dqkv[at_k + d] += (real)(ds * (double)qkv[at_q + d]);
+                        sum[at_v + d] += p * (double)d_o[d];
+                        sum[at_q + d] += ds * (double)qkv[at_k + d];
+                        sum[at_k + d] += ds * (double)qkv[at_q + d];
                     }
                 }
             }
+    for (size_t at = 0; at < n; at++)
+        dqkv[at] = (real)sum[at];
+    free(sum);
 }
 
-static size_t attention_scratch(uint32_t n_heads, uint32_t n_kv_heads, uint32_t head_dim, uint32_t seq_max,
-                                uint32_t threads)
+static size_t attention_scratch(uint32_t n_heads, uint32_t n_kv_heads, uint32_t head_dim, uint32_t rows_max,
+                                uint32_t seq_max, uint32_t threads)
 {
-    (void)n_heads, (void)n_kv_heads, (void)head_dim, (void)seq_max, (void)threads;
+    (void)n_heads, (void)n_kv_heads, (void)head_dim, (void)rows_max, (void)seq_max, (void)threads;
     return 0;
 }
 

@@ -1,10 +1,14 @@
-/* ops_tiles.h - how the fast tables split attention over the pool. The file that includes this once defines the work of a tile,
- * forward_tile() and backward_tile(), and scratch_each(), the numbers it takes for that.
+/* ops_tiles.h - how the fast tables split attention over the pool. The file that includes this once defines the work of a piece,
+ * forward_piece() and backward_piece(), and scratch_each(), the numbers it takes for that.
  *
  * One tile is one kv head of one sample: its keys and values are read by all the query heads of the group, stacked, so
  * that each product is (group * rows) high and dK and dV belong to one thread. Query rows go in blocks, which meet the keys up to
  * their own end in blocks that stay in cache; a row's maximum and sum are carried from one to the next (FlashAttention, arXiv
  * 2205.14135).
+ *
+ * A long tile is done in pieces, so that a single sample keeps all threads busy: forward by its queries, back by its keys. There
+ * each piece has dK and dV of its own keys, and a part of dQ, which are added up at the end in the order of the keys: where a
+ * sum is split depends on the sample's length alone, not on the threads.
  */
 #ifndef MODEL_OPS_TILES_H
 #define MODEL_OPS_TILES_H
@@ -16,19 +20,21 @@
 #include "model/ops.h"
 #include "model/simd.h"
 
-enum {
-    BLOCK_ROWS = 64,
-    BLOCK_KEYS = 512
-}; /* the second a multiple of the first: a row sees part of each block it meets */
+/* Each a multiple of the one before: a row sees some of every block it meets. */
+enum { BLOCK_ROWS = 64, BLOCK_KEYS = 512, PIECE = 2048 };
 
+struct tile_view;
 struct tiles {
-    void (*tile)(const struct tiles *t, uint32_t sample, uint32_t kv_head, float *scratch);
+    void (*work)(const struct tiles *t, const struct tile_view *v, float *scratch);
+    bool back;
     const struct attention *a;
     void *out; /* and qkv, dout, saved_out: activations */
     float *lse, *dqkv;
     const float *saved_lse;
     const void *qkv, *dout, *saved_out;
-    size_t scratch_each;
+    float *dq_parts; /* (pieces - 1, rows, H*D) of dQ: of the pieces behind the first */
+    size_t rows, scratch_each;
+    uint32_t pieces, threads; /* pieces: of the longest sample */
     atomic_uint next;
 };
 
@@ -40,11 +46,12 @@ struct tile_view {
     size_t lse;     /* and in lse: + row * H + g */
     uint32_t H;
     float scale;
+    uint32_t piece, begin, end; /* the piece's queries, or, on the way back, keys */
 };
 
 static size_t scratch_each(uint32_t G, uint32_t D, uint32_t seq_max);
-static void forward_tile(const struct tiles *t, uint32_t sample, uint32_t kv_head, float *scratch);
-static void backward_tile(const struct tiles *t, uint32_t sample, uint32_t kv_head, float *scratch);
+static void forward_piece(const struct tiles *t, const struct tile_view *v, float *scratch);
+static void backward_piece(const struct tiles *t, const struct tile_view *v, float *scratch);
 static float dot_saved(const float *x, const void *saved, size_t at,
                        uint32_t n); /* x times n activations from `at` on */
 
@@ -60,10 +67,21 @@ static size_t give(float **at, float *scratch, size_t used, size_t floats)
     return used + round16(floats);
 }
 
-static size_t attention_scratch(uint32_t n_heads, uint32_t n_kv_heads, uint32_t head_dim, uint32_t seq_max,
-                                uint32_t threads)
+static uint32_t pieces_of(uint32_t T)
 {
-    return threads * scratch_each(n_heads / n_kv_heads, head_dim, seq_max) + 16;
+    return (T + PIECE - 1) / PIECE;
+}
+
+static size_t parts_floats(uint32_t pieces, size_t rows, uint32_t n_heads, uint32_t head_dim)
+{
+    return pieces > 1 ? (pieces - 1) * rows * n_heads * head_dim : 0;
+}
+
+static size_t attention_scratch(uint32_t n_heads, uint32_t n_kv_heads, uint32_t head_dim, uint32_t rows_max,
+                                uint32_t seq_max, uint32_t threads)
+{
+    return threads * scratch_each(n_heads / n_kv_heads, head_dim, seq_max) +
+           parts_floats(pieces_of(seq_max), rows_max, n_heads, head_dim) + 16;
 }
 
 static struct tile_view view_of(const struct attention *a, uint32_t sample, uint32_t kv_head)
@@ -165,42 +183,79 @@ static void softmax_back(const struct tiles *t, const struct tile_view *v, float
     }
 }
 
+/* The largest first: the last queries see the most keys, the first keys are seen by the most queries. */
 static void tiles_share(void *arg, uint32_t thread)
 {
     struct tiles *t = arg;
+    const uint32_t K = t->a->n_kv_heads, n = t->a->n_samples * K;
     float *scratch = t->a->scratch + thread * t->scratch_each;
-    for (;;) {
-        uint32_t i = atomic_fetch_add(&t->next, 1);
-        if (i >= t->a->n_samples * t->a->n_kv_heads)
-            return;
-        t->tile(t, i / t->a->n_kv_heads, i % t->a->n_kv_heads, scratch);
+    for (uint32_t i; (i = atomic_fetch_add(&t->next, 1)) < t->pieces * n;) {
+        struct tile_view v = view_of(t->a, i % n / K, i % K);
+        v.piece = t->back ? i / n : t->pieces - 1 - i / n;
+        v.begin = v.piece * PIECE;
+        v.end = v.begin + PIECE < v.T ? v.begin + PIECE : v.T;
+        if (v.begin < v.end)
+            t->work(t, &v, scratch);
     }
+}
+
+/* Of the piece: where row 0 of the sample begins in dQ, or in its part, and the distance between rows. */
+static float *piece_dq(const struct tiles *t, const struct tile_view *v, size_t *ld)
+{
+    *ld = v->piece ? v->ldo : v->ld;
+    return v->piece ? t->dq_parts + (v->piece - 1) * t->rows * v->ldo + v->o : t->dqkv + v->q;
+}
+
+static void add_parts(void *arg, uint32_t thread)
+{
+    const struct tiles *t = arg;
+    const struct attention *a = t->a;
+    const size_t width = (size_t)a->n_heads * a->head_dim, ld = width + 2 * (size_t)a->n_kv_heads * a->head_dim;
+    uint32_t begin, end;
+    pool_share((uint32_t)t->rows, 1, thread, t->threads, &begin, &end);
+    for (uint32_t s = 0; s < a->n_samples; s++)
+        for (uint32_t m = a->cu_seqlens[s]; m < a->cu_seqlens[s + 1]; m++)
+            for (uint32_t part = 0; m >= begin && m < end && part < (m - a->cu_seqlens[s]) / PIECE; part++)
+                simd_add(t->dqkv + m * ld, t->dq_parts + (part * t->rows + m) * width, (uint32_t)width);
 }
 
 static void tiles_all(struct pool *pool, struct tiles *t)
 {
+    const struct attention *a = t->a;
     uint32_t longest = 0;
     uint64_t work = 0;
-    for (uint32_t s = 0; s < t->a->n_samples; s++) {
-        uint32_t T = t->a->cu_seqlens[s + 1] - t->a->cu_seqlens[s];
+    for (uint32_t s = 0; s < a->n_samples; s++) {
+        uint32_t T = a->cu_seqlens[s + 1] - a->cu_seqlens[s];
         longest = T > longest ? T : longest;
-        work += (uint64_t)T * T * t->a->n_heads * t->a->head_dim;
+        work += (uint64_t)T * T * a->n_heads * a->head_dim;
     }
-    t->scratch_each = scratch_each(t->a->n_heads / t->a->n_kv_heads, t->a->head_dim, longest);
+    t->rows = a->cu_seqlens[a->n_samples];
+    t->pieces = pieces_of(longest);
+    t->threads = pool_threads(pool);
+    t->scratch_each = scratch_each(a->n_heads / a->n_kv_heads, a->head_dim, longest);
+    t->dq_parts = a->scratch + t->threads * t->scratch_each;
     pool_run(pool, work, tiles_share, t);
+    if (t->back && t->pieces > 1)
+        pool_run(pool, t->rows * (uint64_t)a->n_heads * a->head_dim, add_parts, t);
 }
 
 static void attention(struct pool *pool, void *out, float *lse, const void *qkv, const struct attention *a)
 {
-    struct tiles t = {.tile = forward_tile, .a = a, .out = out, .lse = lse, .qkv = qkv};
+    struct tiles t = {.work = forward_piece, .a = a, .out = out, .lse = lse, .qkv = qkv};
     tiles_all(pool, &t);
 }
 
 static void attention_back(struct pool *pool, float *dqkv, const void *dout, const void *out, const float *lse,
                            const void *qkv, const struct attention *a)
 {
-    struct tiles t = {
-        .tile = backward_tile, .a = a, .dqkv = dqkv, .dout = dout, .saved_out = out, .saved_lse = lse, .qkv = qkv};
+    struct tiles t = {.work = backward_piece,
+                      .back = true,
+                      .a = a,
+                      .dqkv = dqkv,
+                      .dout = dout,
+                      .saved_out = out,
+                      .saved_lse = lse,
+                      .qkv = qkv};
     tiles_all(pool, &t);
 }
 
