@@ -320,10 +320,9 @@ static size_t workspace(uint32_t side_max, uint32_t width_max)
 
 /* ------------------------------------------------------------------ attention */
 
-/* Of one tile: keys and values of the sample, packed once; P and S (rows, keys of a block), their packed forms, and the rows of a
- * block. */
-struct room {
-    float *P, *S, *Q, *O, *dQ, *running;
+/* Of one piece: what all tables have, keys and values, packed once, and the packed forms of what meets them. */
+struct packed_room {
+    struct room room;
     uint16_t *k_along, *k_across, *v_along, *v_across, *left, *right;
 };
 
@@ -333,15 +332,10 @@ static size_t give_tiles(uint16_t **at, float *scratch, size_t used, size_t byte
     return used + bytes / sizeof(float);
 }
 
-static size_t layout(struct room *r, float *scratch, uint32_t G, uint32_t D, uint32_t T)
+static size_t layout(struct packed_room *r, float *scratch, uint32_t G, uint32_t D, uint32_t T)
 {
     const size_t rows = (size_t)G * BLOCK_ROWS, keys = least(T, BLOCK_KEYS);
-    size_t used = give(&r->P, scratch, 0, rows * keys);
-    used = give(&r->S, scratch, used, rows * keys);
-    used = give(&r->Q, scratch, used, rows * D);
-    used = give(&r->O, scratch, used, rows * D);
-    used = give(&r->dQ, scratch, used, rows * D);
-    used = give(&r->running, scratch, used, running_floats(G));
+    size_t used = room_layout(&r->room, scratch, G, D, T);
     used = give_tiles(&r->k_along, scratch, used, bf16_bytes(T, D));
     used = give_tiles(&r->k_across, scratch, used, bf16_bytes(D, T));
     used = give_tiles(&r->v_along, scratch, used, bf16_bytes(T, D));
@@ -354,7 +348,7 @@ static size_t layout(struct room *r, float *scratch, uint32_t G, uint32_t D, uin
 
 static size_t scratch_each(uint32_t G, uint32_t D, uint32_t seq_max)
 {
-    struct room r;
+    struct packed_room r;
     return layout(&r, NULL, G, D, seq_max);
 }
 
@@ -405,24 +399,24 @@ static void forward_piece(const struct tiles *t, const struct tile_view *v, floa
 {
     const size_t by_head = bf16_steps(v->D), by_keys = bf16_steps(v->end);
     const uint16_t *qkv = t->qkv;
-    struct room r;
-    layout(&r, scratch, v->G, v->D, v->T);
-    struct running s = running_at(r.running, v->G);
-    bf16_pack(r.k_along, BF16_RIGHT, by_head, 0, (struct bf16_source){qkv + v->k, v->ld, false, 1, true}, v->end, v->D);
-    bf16_pack(r.v_across, BF16_RIGHT, by_keys, 0, (struct bf16_source){qkv + v->v, v->ld, true, 1, true}, v->D, v->end);
+    struct packed_room p;
+    struct room *r = &p.room;
+    layout(&p, scratch, v->G, v->D, v->T);
+    bf16_pack(p.k_along, BF16_RIGHT, by_head, 0, (struct bf16_source){qkv + v->k, v->ld, false, 1, true}, v->end, v->D);
+    bf16_pack(p.v_across, BF16_RIGHT, by_keys, 0, (struct bf16_source){qkv + v->v, v->ld, true, 1, true}, v->D, v->end);
     for (uint32_t r0 = v->begin; r0 < v->end; r0 += BLOCK_ROWS) {
         uint32_t n = least(v->end - r0, BLOCK_ROWS), end = r0 + n, rows = v->G * n;
-        stack_halves(r.Q, qkv + v->q, v->ld, v, r0, n);
+        stack_halves(r->Q, qkv + v->q, v->ld, v, r0, n);
         for (uint32_t k0 = 0; k0 < end; k0 += BLOCK_KEYS) {
             uint32_t keys = least(end - k0, BLOCK_KEYS);
-            times(r.P, keys, (struct bf16_source){r.Q, v->D, false, v->scale, false}, r.left,
-                  keys_down(r.k_along, by_head, k0), by_head, rows, keys, v->D, false);
-            softmax(v, &s, r.P, r.O, k0, keys, r0, n);
-            times(r.O, v->D, (struct bf16_source){r.P, keys, false, 1, false}, r.left, keys_along(r.v_across, k0),
+            times(r->P, keys, (struct bf16_source){r->Q, v->D, false, v->scale, false}, p.left,
+                  keys_down(p.k_along, by_head, k0), by_head, rows, keys, v->D, false);
+            softmax(v, &r->running, r->P, r->O, k0, keys, r0, n);
+            times(r->O, v->D, (struct bf16_source){r->P, keys, false, 1, false}, p.left, keys_along(p.v_across, k0),
                   by_keys, rows, v->D, keys, k0 > 0);
         }
-        softmax_end(t, v, &s, r.O, r0, n);
-        unstack_rounded((uint16_t *)t->out + v->o, v->ldo, r.O, v, r0, n);
+        softmax_end(t, v, &r->running, r->O, r0, n);
+        unstack_rounded((uint16_t *)t->out + v->o, v->ldo, r->O, v, r0, n);
     }
 }
 
@@ -434,35 +428,36 @@ static void backward_piece(const struct tiles *t, const struct tile_view *v, flo
     float *dk = t->dqkv + v->k + at, *dv = t->dqkv + v->v + at;
     size_t ldq;
     float *dq = piece_dq(t, v, &ldq);
-    struct room r;
-    layout(&r, scratch, v->G, v->D, v->T);
-    bf16_pack(r.k_along, BF16_RIGHT, by_head, 0, (struct bf16_source){k, v->ld, false, 1, true}, all, v->D);
-    bf16_pack(r.v_along, BF16_RIGHT, by_head, 0, (struct bf16_source){val, v->ld, false, 1, true}, all, v->D);
-    bf16_pack(r.k_across, BF16_RIGHT, by_keys, 0, (struct bf16_source){k, v->ld, true, 1, true}, v->D, all);
+    struct packed_room p;
+    struct room *r = &p.room;
+    layout(&p, scratch, v->G, v->D, v->T);
+    bf16_pack(p.k_along, BF16_RIGHT, by_head, 0, (struct bf16_source){k, v->ld, false, 1, true}, all, v->D);
+    bf16_pack(p.v_along, BF16_RIGHT, by_head, 0, (struct bf16_source){val, v->ld, false, 1, true}, all, v->D);
+    bf16_pack(p.k_across, BF16_RIGHT, by_keys, 0, (struct bf16_source){k, v->ld, true, 1, true}, v->D, all);
     clear_rows(dk, v->ld, all, v->D);
     clear_rows(dv, v->ld, all, v->D);
     for (uint32_t r0 = v->begin; r0 < v->T; r0 += BLOCK_ROWS) {
         uint32_t n = least(v->T - r0, BLOCK_ROWS), rows = v->G * n, end = least(r0 + n, v->end) - v->begin;
         const size_t by_rows = bf16_steps(rows);
-        stack_halves(r.Q, (const uint16_t *)t->qkv + v->q, v->ld, v, r0, n);
-        stack_halves(r.O, (const uint16_t *)t->dout + v->o, v->ldo, v, r0, n);
+        stack_halves(r->Q, (const uint16_t *)t->qkv + v->q, v->ld, v, r0, n);
+        stack_halves(r->O, (const uint16_t *)t->dout + v->o, v->ldo, v, r0, n);
         for (uint32_t k0 = 0; k0 < end; k0 += BLOCK_KEYS) { /* among the piece's */
             uint32_t keys = least(end - k0, BLOCK_KEYS);
-            times(r.P, keys, (struct bf16_source){r.Q, v->D, false, v->scale, false}, r.left,
-                  keys_down(r.k_along, by_head, k0), by_head, rows, keys, v->D, false);
-            times(r.S, keys, (struct bf16_source){r.O, v->D, false, 1, false}, r.left,
-                  keys_down(r.v_along, by_head, k0), by_head, rows, keys, v->D, false);
-            softmax_back(t, v, r.P, r.S, r.O, v->begin + k0, keys, r0, n);
-            bf16_pack(r.right, BF16_RIGHT, by_rows, 0, (struct bf16_source){r.O, v->D, true, 1, false}, v->D, rows);
-            times(dv + k0 * v->ld, v->ld, (struct bf16_source){r.P, keys, true, 1, false}, r.left, r.right, by_rows,
+            times(r->P, keys, (struct bf16_source){r->Q, v->D, false, v->scale, false}, p.left,
+                  keys_down(p.k_along, by_head, k0), by_head, rows, keys, v->D, false);
+            times(r->S, keys, (struct bf16_source){r->O, v->D, false, 1, false}, p.left,
+                  keys_down(p.v_along, by_head, k0), by_head, rows, keys, v->D, false);
+            softmax_back(t, v, r->P, r->S, r->O, v->begin + k0, keys, r0, n);
+            bf16_pack(p.right, BF16_RIGHT, by_rows, 0, (struct bf16_source){r->O, v->D, true, 1, false}, v->D, rows);
+            times(dv + k0 * v->ld, v->ld, (struct bf16_source){r->P, keys, true, 1, false}, p.left, p.right, by_rows,
                   keys, v->D, rows, true);
-            bf16_pack(r.right, BF16_RIGHT, by_rows, 0, (struct bf16_source){r.Q, v->D, true, 1, false}, v->D, rows);
-            times(dk + k0 * v->ld, v->ld, (struct bf16_source){r.S, keys, true, 1, false}, r.left, r.right, by_rows,
+            bf16_pack(p.right, BF16_RIGHT, by_rows, 0, (struct bf16_source){r->Q, v->D, true, 1, false}, v->D, rows);
+            times(dk + k0 * v->ld, v->ld, (struct bf16_source){r->S, keys, true, 1, false}, p.left, p.right, by_rows,
                   keys, v->D, rows, true);
-            times(r.dQ, v->D, (struct bf16_source){r.S, keys, false, 1, false}, r.left, keys_along(r.k_across, k0),
+            times(r->dQ, v->D, (struct bf16_source){r->S, keys, false, 1, false}, p.left, keys_along(p.k_across, k0),
                   by_keys, rows, v->D, keys, k0 > 0);
         }
-        unstack_heads(dq, ldq, r.dQ, v, r0, n);
+        unstack_heads(dq, ldq, r->dQ, v, r0, n);
     }
 }
 

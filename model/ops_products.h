@@ -102,26 +102,10 @@ static void merge(struct pool *pool, float *merged, const float *W, const float 
 
 /* ------------------------------------------------------------------ attention */
 
-/* Of one tile: P and S (rows, keys of a block), and the rows of a block. */
-struct room {
-    float *P, *S, *Q, *O, *dQ, *running;
-};
-
-static size_t layout(struct room *r, float *scratch, uint32_t G, uint32_t D, uint32_t T)
-{
-    const size_t rows = (size_t)G * BLOCK_ROWS, keys = T < BLOCK_KEYS ? T : BLOCK_KEYS;
-    size_t used = give(&r->P, scratch, 0, rows * keys);
-    used = give(&r->S, scratch, used, rows * keys);
-    used = give(&r->Q, scratch, used, rows * D);
-    used = give(&r->O, scratch, used, rows * D);
-    used = give(&r->dQ, scratch, used, rows * D);
-    return give(&r->running, scratch, used, running_floats(G));
-}
-
 static size_t scratch_each(uint32_t G, uint32_t D, uint32_t seq_max)
 {
     struct room r;
-    return layout(&r, NULL, G, D, seq_max);
+    return room_layout(&r, NULL, G, D, seq_max);
 }
 
 /* Rows [r0, r0 + n) of the group's heads, one head below the other: (G*n, D), from rows `ld` apart. */
@@ -142,8 +126,7 @@ static void forward_piece(const struct tiles *t, const struct tile_view *v, floa
 {
     const float *qkv = t->qkv;
     struct room r;
-    layout(&r, scratch, v->G, v->D, v->T);
-    struct running s = running_at(r.running, v->G);
+    room_layout(&r, scratch, v->G, v->D, v->T);
     for (uint32_t r0 = v->begin; r0 < v->end; r0 += BLOCK_ROWS) {
         uint32_t n = v->end - r0 < BLOCK_ROWS ? v->end - r0 : BLOCK_ROWS, end = r0 + n, rows = v->G * n;
         stack_heads(r.Q, qkv + v->q, v->ld, v, r0, n);
@@ -151,10 +134,10 @@ static void forward_piece(const struct tiles *t, const struct tile_view *v, floa
             uint32_t keys = end - k0 < BLOCK_KEYS ? end - k0 : BLOCK_KEYS;
             const float *k = qkv + v->k + k0 * v->ld, *val = qkv + v->v + k0 * v->ld;
             multiply(&(struct product){false, true, rows, keys, v->D, v->scale, 0, r.Q, k, r.P, v->D, v->ld, keys, 0});
-            softmax(v, &s, r.P, r.O, k0, keys, r0, n);
+            softmax(v, &r.running, r.P, r.O, k0, keys, r0, n);
             multiply(&(struct product){false, false, rows, v->D, keys, 1, k0 > 0, r.P, val, r.O, keys, v->ld, v->D, 0});
         }
-        softmax_end(t, v, &s, r.O, r0, n);
+        softmax_end(t, v, &r.running, r.O, r0, n);
         unstack_heads((float *)t->out + v->o, v->ldo, r.O, v, r0, n);
     }
 }
@@ -163,7 +146,7 @@ static void backward_piece(const struct tiles *t, const struct tile_view *v, flo
 {
     const float *qkv = t->qkv;
     struct room r;
-    layout(&r, scratch, v->G, v->D, v->T);
+    room_layout(&r, scratch, v->G, v->D, v->T);
     size_t ldq;
     float *dq = piece_dq(t, v, &ldq);
     clear_rows(t->dqkv + v->k + v->begin * v->ld, v->ld, v->end - v->begin, v->D);

@@ -67,6 +67,33 @@ static size_t give(float **at, float *scratch, size_t used, size_t floats)
     return used + round16(floats);
 }
 
+/* Of the stacked rows of a block, over the blocks of keys so far. */
+struct running {
+    double *sum; /* of exponentials, less max */
+    float *max;
+};
+
+/* Of one piece: P and S (rows, keys of a block), and the rows of a block. */
+struct room {
+    float *P, *S, *Q, *O, *dQ;
+    struct running running;
+};
+
+static size_t room_layout(struct room *r, float *scratch, uint32_t G, uint32_t D, uint32_t T)
+{
+    const size_t rows = (size_t)G * BLOCK_ROWS, keys = T < BLOCK_KEYS ? T : BLOCK_KEYS;
+    float *sums;
+    size_t used = give(&r->P, scratch, 0, rows * keys);
+    used = give(&r->S, scratch, used, rows * keys);
+    used = give(&r->Q, scratch, used, rows * D);
+    used = give(&r->O, scratch, used, rows * D);
+    used = give(&r->dQ, scratch, used, rows * D);
+    used = give(&r->running.max, scratch, used, rows);
+    used = give(&sums, scratch, used, rows * sizeof(double) / sizeof(float));
+    r->running.sum = (double *)(void *)sums;
+    return used;
+}
+
 static uint32_t pieces_of(uint32_t T)
 {
     return (T + PIECE - 1) / PIECE;
@@ -113,22 +140,6 @@ static void clear_rows(float *to, size_t ld, uint32_t rows, uint32_t D)
 {
     for (size_t r = 0; r < rows; r++)
         memset(to + r * ld, 0, D * sizeof(float));
-}
-
-/* Of the stacked rows of a block, over the blocks of keys so far. */
-struct running {
-    double *sum; /* of exponentials, less max */
-    float *max;
-};
-
-static size_t running_floats(uint32_t G)
-{
-    return 3 * round16((size_t)G * BLOCK_ROWS);
-}
-
-static struct running running_at(float *scratch, uint32_t G)
-{
-    return (struct running){(double *)(void *)scratch, scratch + 2 * round16((size_t)G * BLOCK_ROWS)};
 }
 
 /* How many of the keys [k0, k0 + keys) row r sees; at least one. */
