@@ -238,6 +238,8 @@ bool plan_next_of(const struct lab *lab, const char *arm, double rate, uint32_t 
     struct search search = {lab, out};
     struct walk w = {lab, find_missing, &search, false};
     whole_pass(&w, cell_of(&w, arm, rate, seed), 0);
+    if (seed == 1) /* as tune() wants it */
+        row(&w, cell_of(&w, arm, rate, seed), lab_configuration(lab)->n_domains, PART_TUNING);
     return w.over;
 }
 
