@@ -384,6 +384,8 @@ void bf16_multiply(enum bf16_unit unit, struct bf16_target C, const uint16_t *le
             else if (!direct)
                 copy_block(&C, at, whole, rows, columns);
         }
+    if (C.half)
+        _mm_sfence(); /* what went past the caches is not ordered before a later store that tells other threads */
 }
 
 #else
