@@ -33,30 +33,32 @@ def start(a, point):
     return Runner([BENCH, "--base", a.base, "--ops", a.ops, "--turns", *(str(x) for k, v in point.items() for x in ("--" + k, v))])
 
 
-def measure(a, point, reference):
-    one, other = start(a, point), start(a, reference)
-    for _ in range(a.steps + 1):
+def measure(a, point, reference, other):
+    """`other` has `reference` loaded and has taken a step."""
+    one = start(a, point)
+    one.step()
+    for _ in range(a.steps):
         one.step(), other.step()
     rows = [p["samples"] * p["seq"] for p in (point, reference)]
-    ratio = statistics.median((rows[0] / x) / (rows[1] / y) for x, y in zip(one.wall[1:], other.wall[1:]))
+    ratio = statistics.median((rows[0] / x) / (rows[1] / y) for x, y in zip(one.wall[1:], other.wall[-a.steps:]))
     rate = rows[0] / statistics.median(one.wall[1:])
-    peak = one.end() / 1e6
-    other.end()
-    return {**point, "tokens_per_s": rate, "ratio": ratio, "peak_mb": peak}
+    return {**point, "tokens_per_s": rate, "ratio": ratio, "peak_mb": one.end() / 1e6}
 
 
 def curve(a, name, points, reference):
     print(f"\n| {name} | tokens/s | to the reference |{' by FLOP |' if name == 'length' else ''} peak, MB |")
     print("|---|---|---|---|" + ("---|" if name == "length" else ""))
-    results = []
+    results, other = [], start(a, reference)
+    other.step()
     for label, point in points:
-        r = {**measure(a, point, reference), "curve": name, "label": label}
+        r = {**measure(a, point, reference, other), "curve": name, "label": label}
         flop = ""
         if name == "length":
             r["by_flop"] = gflop_per_token(reference["seq"], POINT["rank"]) / gflop_per_token(point["seq"], POINT["rank"])
             flop = f" {r['by_flop']:.2f} |"
         print(f"| {label} | {r['tokens_per_s']:,.0f} | {r['ratio']:.2f} |{flop} {r['peak_mb']:,.0f} |", flush=True)
         results.append(r)
+    other.end()
     return results
 
 

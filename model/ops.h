@@ -118,7 +118,8 @@ struct ops {
     void (*attention)(struct pool *pool, void *out, real *lse, const void *qkv, const struct attention *a);
     void (*attention_back)(struct pool *pool, real *dqkv, const void *dout, const void *out, const real *lse,
                            const void *qkv, const struct attention *a);
-    size_t (*attention_scratch)(uint32_t n_heads, uint32_t n_kv_heads, uint32_t head_dim, uint32_t rows_max,
+    /* rows_back: of the largest batch that attention_back() gets, 0 if none. */
+    size_t (*attention_scratch)(uint32_t n_heads, uint32_t n_kv_heads, uint32_t head_dim, uint32_t rows_back,
                                 uint32_t seq_max, uint32_t threads);
 
     /* Y (M, F) = silu(gate) * up, GU (M, 2F) = gate and up side by side; activations in both functions */

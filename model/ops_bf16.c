@@ -323,7 +323,7 @@ static size_t workspace(uint32_t side_max, uint32_t width_max)
 /* Of one piece: what all tables have, keys and values, packed once, and the packed forms of what meets them. */
 struct packed_room {
     struct room room;
-    uint16_t *k_along, *k_across, *v_along, *v_across, *left, *right;
+    uint16_t *k_along, *k_across, *v_along, *v_across, *q_across, *do_across, *left;
 };
 
 static size_t give_tiles(uint16_t **at, float *scratch, size_t used, size_t bytes)
@@ -340,10 +340,11 @@ static size_t layout(struct packed_room *r, float *scratch, uint32_t G, uint32_t
     used = give_tiles(&r->k_across, scratch, used, bf16_bytes(D, T));
     used = give_tiles(&r->v_along, scratch, used, bf16_bytes(T, D));
     used = give_tiles(&r->v_across, scratch, used, bf16_bytes(D, T));
+    used = give_tiles(&r->q_across, scratch, used, bf16_bytes(D, rows));
+    used = give_tiles(&r->do_across, scratch, used, bf16_bytes(D, rows));
     const size_t by_keys = bf16_bytes(rows, keys), by_rows = bf16_bytes(keys, rows), by_head = bf16_bytes(rows, D);
     const size_t left = by_keys > by_rows ? by_keys : by_rows;
-    used = give_tiles(&r->left, scratch, used, left > by_head ? left : by_head);
-    return give_tiles(&r->right, scratch, used, bf16_bytes(D, rows));
+    return give_tiles(&r->left, scratch, used, left > by_head ? left : by_head);
 }
 
 static size_t scratch_each(uint32_t G, uint32_t D, uint32_t seq_max)
@@ -441,18 +442,19 @@ static void backward_piece(const struct tiles *t, const struct tile_view *v, flo
         const size_t by_rows = bf16_steps(rows);
         stack_halves(r->Q, (const uint16_t *)t->qkv + v->q, v->ld, v, r0, n);
         stack_halves(r->O, (const uint16_t *)t->dout + v->o, v->ldo, v, r0, n);
+        deltas(t, v, r->delta, r->O, r0, n);
+        bf16_pack(p.q_across, BF16_RIGHT, by_rows, 0, (struct bf16_source){r->Q, v->D, true, 1, false}, v->D, rows);
+        bf16_pack(p.do_across, BF16_RIGHT, by_rows, 0, (struct bf16_source){r->O, v->D, true, 1, false}, v->D, rows);
         for (uint32_t k0 = 0; k0 < end; k0 += BLOCK_KEYS) { /* among the piece's */
             uint32_t keys = least(end - k0, BLOCK_KEYS);
             times(r->P, keys, (struct bf16_source){r->Q, v->D, false, v->scale, false}, p.left,
                   keys_down(p.k_along, by_head, k0), by_head, rows, keys, v->D, false);
             times(r->S, keys, (struct bf16_source){r->O, v->D, false, 1, false}, p.left,
                   keys_down(p.v_along, by_head, k0), by_head, rows, keys, v->D, false);
-            softmax_back(t, v, r->P, r->S, r->O, v->begin + k0, keys, r0, n);
-            bf16_pack(p.right, BF16_RIGHT, by_rows, 0, (struct bf16_source){r->O, v->D, true, 1, false}, v->D, rows);
-            times(dv + k0 * v->ld, v->ld, (struct bf16_source){r->P, keys, true, 1, false}, p.left, p.right, by_rows,
-                  keys, v->D, rows, true);
-            bf16_pack(p.right, BF16_RIGHT, by_rows, 0, (struct bf16_source){r->Q, v->D, true, 1, false}, v->D, rows);
-            times(dk + k0 * v->ld, v->ld, (struct bf16_source){r->S, keys, true, 1, false}, p.left, p.right, by_rows,
+            softmax_back(t, v, r->P, r->S, r->delta, v->begin + k0, keys, r0, n);
+            times(dv + k0 * v->ld, v->ld, (struct bf16_source){r->P, keys, true, 1, false}, p.left, p.do_across,
+                  by_rows, keys, v->D, rows, true);
+            times(dk + k0 * v->ld, v->ld, (struct bf16_source){r->S, keys, true, 1, false}, p.left, p.q_across, by_rows,
                   keys, v->D, rows, true);
             times(r->dQ, v->D, (struct bf16_source){r->S, keys, false, 1, false}, p.left, keys_along(p.k_across, k0),
                   by_keys, rows, v->D, keys, k0 > 0);

@@ -156,13 +156,14 @@ static void backward_piece(const struct tiles *t, const struct tile_view *v, flo
         uint32_t end = r0 + n < v->end ? r0 + n : v->end;
         stack_heads(r.Q, qkv + v->q, v->ld, v, r0, n);
         stack_heads(r.O, (const float *)t->dout + v->o, v->ldo, v, r0, n);
+        deltas(t, v, r.delta, r.O, r0, n);
         for (uint32_t k0 = v->begin; k0 < end; k0 += BLOCK_KEYS) {
             uint32_t keys = end - k0 < BLOCK_KEYS ? end - k0 : BLOCK_KEYS;
             const float *k = qkv + v->k + k0 * v->ld, *val = qkv + v->v + k0 * v->ld;
             float *dk = t->dqkv + v->k + k0 * v->ld, *dv = t->dqkv + v->v + k0 * v->ld;
             multiply(&(struct product){false, true, rows, keys, v->D, v->scale, 0, r.Q, k, r.P, v->D, v->ld, keys, 0});
             multiply(&(struct product){false, true, rows, keys, v->D, 1, 0, r.O, val, r.S, v->D, v->ld, keys, 0});
-            softmax_back(t, v, r.P, r.S, r.O, k0, keys, r0, n);
+            softmax_back(t, v, r.P, r.S, r.delta, k0, keys, r0, n);
             multiply(&(struct product){true, false, keys, v->D, rows, 1, 1, r.P, r.O, dv, keys, v->D, v->ld, 0});
             multiply(&(struct product){true, false, keys, v->D, rows, 1, 1, r.S, r.Q, dk, keys, v->D, v->ld, 0});
             multiply(&(struct product){false, false, rows, v->D, keys, 1, k0 > v->begin, r.S, k, r.dQ, keys, v->ld,

@@ -199,10 +199,10 @@ static void attention_back(struct pool *pool, real *dqkv, const void *dout_activ
     free(sum);
 }
 
-static size_t attention_scratch(uint32_t n_heads, uint32_t n_kv_heads, uint32_t head_dim, uint32_t rows_max,
+static size_t attention_scratch(uint32_t n_heads, uint32_t n_kv_heads, uint32_t head_dim, uint32_t rows_back,
                                 uint32_t seq_max, uint32_t threads)
 {
-    (void)n_heads, (void)n_kv_heads, (void)head_dim, (void)rows_max, (void)seq_max, (void)threads;
+    (void)n_heads, (void)n_kv_heads, (void)head_dim, (void)rows_back, (void)seq_max, (void)threads;
     return 0;
 }
 

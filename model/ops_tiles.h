@@ -23,7 +23,17 @@
 /* Each a multiple of the one before: a row sees some of every block it meets. */
 enum { BLOCK_ROWS = 64, BLOCK_KEYS = 512, PIECE = 2048 };
 
-struct tile_view;
+struct tile_view {
+    uint32_t T, D, G;
+    size_t ld, ldo; /* between rows of qkv, of out */
+    size_t q, k, v; /* where row 0 of the sample begins in qkv */
+    size_t o;       /* and in out */
+    size_t lse;     /* and in lse: + row * H + g */
+    uint32_t H;
+    float scale;
+    uint32_t piece, begin, end; /* the piece's queries, or, on the way back, keys */
+};
+
 struct tiles {
     void (*work)(const struct tiles *t, const struct tile_view *v, float *scratch);
     bool back;
@@ -38,22 +48,11 @@ struct tiles {
     atomic_uint next;
 };
 
-struct tile_view {
-    uint32_t T, D, G;
-    size_t ld, ldo; /* between rows of qkv, of out */
-    size_t q, k, v; /* where row 0 of the sample begins in qkv */
-    size_t o;       /* and in out */
-    size_t lse;     /* and in lse: + row * H + g */
-    uint32_t H;
-    float scale;
-    uint32_t piece, begin, end; /* the piece's queries, or, on the way back, keys */
-};
-
 static size_t scratch_each(uint32_t G, uint32_t D, uint32_t seq_max);
 static void forward_piece(const struct tiles *t, const struct tile_view *v, float *scratch);
 static void backward_piece(const struct tiles *t, const struct tile_view *v, float *scratch);
-static float dot_saved(const float *x, const void *saved, size_t at,
-                       uint32_t n); /* x times n activations from `at` on */
+/* x times n activations from `at` on */
+static float dot_saved(const float *x, const void *saved, size_t at, uint32_t n);
 
 static size_t round16(size_t n)
 {
@@ -75,7 +74,7 @@ struct running {
 
 /* Of one piece: P and S (rows, keys of a block), and the rows of a block. */
 struct room {
-    float *P, *S, *Q, *O, *dQ;
+    float *P, *S, *Q, *O, *dQ, *delta;
     struct running running;
 };
 
@@ -88,6 +87,7 @@ static size_t room_layout(struct room *r, float *scratch, uint32_t G, uint32_t D
     used = give(&r->Q, scratch, used, rows * D);
     used = give(&r->O, scratch, used, rows * D);
     used = give(&r->dQ, scratch, used, rows * D);
+    used = give(&r->delta, scratch, used, rows);
     used = give(&r->running.max, scratch, used, rows);
     used = give(&sums, scratch, used, rows * sizeof(double) / sizeof(float));
     r->running.sum = (double *)(void *)sums;
@@ -99,16 +99,11 @@ static uint32_t pieces_of(uint32_t T)
     return (T + PIECE - 1) / PIECE;
 }
 
-static size_t parts_floats(uint32_t pieces, size_t rows, uint32_t n_heads, uint32_t head_dim)
-{
-    return pieces > 1 ? (pieces - 1) * rows * n_heads * head_dim : 0;
-}
-
-static size_t attention_scratch(uint32_t n_heads, uint32_t n_kv_heads, uint32_t head_dim, uint32_t rows_max,
+static size_t attention_scratch(uint32_t n_heads, uint32_t n_kv_heads, uint32_t head_dim, uint32_t rows_back,
                                 uint32_t seq_max, uint32_t threads)
 {
-    return threads * scratch_each(n_heads / n_kv_heads, head_dim, seq_max) +
-           parts_floats(pieces_of(seq_max), rows_max, n_heads, head_dim) + 16;
+    const size_t parts = (size_t)(pieces_of(seq_max) - 1) * rows_back * n_heads * head_dim;
+    return threads * scratch_each(n_heads / n_kv_heads, head_dim, seq_max) + parts + 16;
 }
 
 static struct tile_view view_of(const struct attention *a, uint32_t sample, uint32_t kv_head)
@@ -179,16 +174,23 @@ static void softmax_end(const struct tiles *t, const struct tile_view *v, const 
     }
 }
 
-/* P: scores become probabilities; S: the gradients of the probabilities become those of the scores. dO (G*n, D). */
-static void softmax_back(const struct tiles *t, const struct tile_view *v, float *P, float *S, const float *dO,
+/* delta (G*n): of each stacked row, its gradient dO (G*n, D) times its output. */
+static void deltas(const struct tiles *t, const struct tile_view *v, float *delta, const float *dO, uint32_t r0,
+                   uint32_t n)
+{
+    for (size_t i = 0; i < v->G * n; i++)
+        delta[i] = dot_saved(dO + i * v->D, t->saved_out, v->o + (r0 + i % n) * v->ldo + i / n * v->D, v->D);
+}
+
+/* P: scores become probabilities; S: the gradients of the probabilities become those of the scores. */
+static void softmax_back(const struct tiles *t, const struct tile_view *v, float *P, float *S, const float *delta,
                          uint32_t k0, uint32_t keys, uint32_t r0, uint32_t n)
 {
     for (uint32_t i = 0; i < v->G * n; i++) {
         uint32_t g = i / n, r = r0 + i % n, some = seen(r, k0, keys), rest = keys - some;
         float *p = P + (size_t)i * keys, *s = S + (size_t)i * keys;
-        float delta = dot_saved(dO + (size_t)i * v->D, t->saved_out, v->o + r * v->ldo + (size_t)g * v->D, v->D);
         simd_exp(p, 1, t->saved_lse[v->lse + (size_t)r * v->H + g], some);
-        simd_softmax_dx(s, p, delta, v->scale, some);
+        simd_softmax_dx(s, p, delta[i], v->scale, some);
         memset(p + some, 0, rest * sizeof *p);
         memset(s + some, 0, rest * sizeof *s);
     }
@@ -224,10 +226,12 @@ static void add_parts(void *arg, uint32_t thread)
     const size_t width = (size_t)a->n_heads * a->head_dim, ld = width + 2 * (size_t)a->n_kv_heads * a->head_dim;
     uint32_t begin, end;
     pool_share((uint32_t)t->rows, 1, thread, t->threads, &begin, &end);
-    for (uint32_t s = 0; s < a->n_samples; s++)
-        for (uint32_t m = a->cu_seqlens[s]; m < a->cu_seqlens[s + 1]; m++)
-            for (uint32_t part = 0; m >= begin && m < end && part < (m - a->cu_seqlens[s]) / PIECE; part++)
-                simd_add(t->dqkv + m * ld, t->dq_parts + (part * t->rows + m) * width, (uint32_t)width);
+    for (uint32_t m = begin, s = 0; m < end; m++) {
+        while (m >= a->cu_seqlens[s + 1])
+            s++;
+        for (uint32_t part = 0; part < (m - a->cu_seqlens[s]) / PIECE; part++)
+            simd_add(t->dqkv + m * ld, t->dq_parts + (part * t->rows + m) * width, (uint32_t)width);
+    }
 }
 
 static void tiles_all(struct pool *pool, struct tiles *t)

@@ -106,8 +106,9 @@ static uint64_t layout(struct transformer *t, const struct arch *a, struct arena
             c->ops->workspace((uint32_t)(attention > ffn ? attention : ffn), LORA_STACKED_MAX * c->shape.rank);
         t->workspace = arena_take(arena, t->workspace_each * c->threads);
     }
-    t->attention_scratch = arena_reals(
-        arena, c->ops->attention_scratch(a->n_heads, a->n_kv_heads, a->head_dim, c->rows_max, c->seq_max, c->threads));
+    t->attention_scratch =
+        arena_reals(arena, c->ops->attention_scratch(a->n_heads, a->n_kv_heads, a->head_dim, c->train ? c->rows_max : 0,
+                                                     c->seq_max, c->threads));
     uint64_t scratch = arena->used;
     struct saved one = {0};
     for (uint32_t l = 0; l < a->n_layers; l++) {

@@ -46,7 +46,7 @@ def picture(curves, steps):
         style = f'fill="none" stroke="{COLOURS[name]}" stroke-width="1.5"'
         out += [f'<path d="{path(f32, upper)}" {style}/>', f'<path d="{path(bf16, upper)}" {style} stroke-dasharray="4 3"/>',
                 f'<path d="{path([b - a for a, b in zip(f32, bf16)], lower)}" {style}/>',
-                f'<text x="{460}" y="{60 + 18 * i}" fill="{COLOURS[name]}">{name}</text>']
+                f'<text x="460" y="{60 + 18 * i}" fill="{COLOURS[name]}">{name}</text>']
     return "\n".join(out + ["</svg>", ""])
 
 
