@@ -3,8 +3,8 @@
  *     bench_eval [--base FILE|DIR | --shape NAME] [--threads N] [--samples S] [--seq T] [--steps K] [--ops blas|dnnl|bf16]
  *                [--turns] [--json FILE]
  *
- * One step scores S samples of T rows (default 4 of 512). Beside it a 2048^3 product of the same library and threads, taking
- * turns; the medians are compared. The fraction counts 2 P + 2 V C + 2 L H D T FLOP per token.
+ * One step scores S samples of T rows (default 4 of 512). Beside it, taking turns, a 2048^3 product of the same library and
+ * threads, and multiply-adds in registers; the medians are compared. The fractions count 2 P + 2 V C + 2 L H D T FLOP per token.
  * --turns as in bench_train.
  */
 #include <stdio.h>
@@ -14,9 +14,8 @@
 #include "base/buf.h"
 #include "base/hash.h"
 #include "bench/lab.h"
+#include "bench/registers.h"
 #include "model/evaluate.h"
-
-enum { STEPS_MAX = 1000 };
 
 struct bench {
     const char *base, *shape, *json;
@@ -82,7 +81,7 @@ static double gflop_per_token(const struct bench *b)
 
 static void measure(struct bench *b)
 {
-    static double steps[STEPS_MAX], products[STEPS_MAX];
+    static double steps[LAB_STEPS_MAX], products[LAB_STEPS_MAX], registers[LAB_STEPS_MAX];
     double loss, peak, rows = (double)b->samples * b->seq;
     char fingerprint[512];
     step_seconds(b, &loss); /* warm */
@@ -91,14 +90,17 @@ static void measure(struct bench *b)
     lab_yardstick_seconds(&b->yardstick, b->threads);
     for (uint32_t i = 0; i < b->steps; i++) {
         products[i] = lab_yardstick_seconds(&b->yardstick, b->threads);
+        registers[i] = registers_gflops(b->ops == OPS_BF16, b->threads);
         steps[i] = step_seconds(b, &loss).wall;
     }
     evaluator_fingerprint(b->evaluator, fingerprint, sizeof fingerprint);
     double rate = rows / lab_median(steps, b->steps), gflop = gflop_per_token(b);
     double sgemm = 2e-9 * LAB_SGEMM * LAB_SGEMM * LAB_SGEMM / lab_median(products, b->steps);
+    double most = lab_median(registers, b->steps);
     printf("%s\n%u x %u rows   %.0f tokens/s   %.3f GFLOP/token   %.1f GFLOP/s\n", fingerprint, b->samples, b->seq,
            rate, gflop, rate * gflop);
     printf("sgemm %d^3   %.1f GFLOP/s   fraction %.3f\n", LAB_SGEMM, sgemm, rate * gflop / sgemm);
+    printf("registers alone   %.1f GFLOP/s   fraction %.3f\n", most, rate * gflop / most);
     printf("peak memory %.0f MB, planned %.0f MB: %+.1f %%\n", peak / 1e6, (double)b->planned / 1e6,
            100 * (peak / (double)b->planned - 1));
     lab_yardstick_release(&b->yardstick);
@@ -134,7 +136,7 @@ static void parse(struct bench *b, int argc, char **argv)
         else if (!strcmp(argv[i], "--seq"))
             b->seq = lab_number(value, 8192);
         else if (!strcmp(argv[i], "--steps"))
-            b->steps = lab_number(value, STEPS_MAX);
+            b->steps = lab_number(value, LAB_STEPS_MAX);
         else if (!strcmp(argv[i], "--ops"))
             b->ops = lab_ops(value);
         else if (!strcmp(argv[i], "--turns"))
@@ -156,7 +158,7 @@ int main(int argc, char **argv)
     b.weights = lab_weights(b.base, b.shape, b.ops);
     prepare(&b);
     if (b.turns)
-        lab_take_turns(step_seconds, &b);
+        lab_take_turns(step_seconds, &b, gflop_per_token(&b) * b.samples * b.seq, b.ops == OPS_BF16, b.threads);
     else
         measure(&b);
     evaluator_free(b.evaluator);

@@ -12,6 +12,7 @@
 #include "base/buf.h"
 #include "base/clock.h"
 #include "base/hash.h"
+#include "bench/registers.h"
 #include "model/base.h"
 
 static const struct {
@@ -195,15 +196,20 @@ static bool next_turn(void)
     return true;
 }
 
-void lab_take_turns(struct seconds (*step)(void *arg, double *loss), void *arg)
+void lab_take_turns(struct seconds (*step)(void *arg, double *loss), void *arg, double gflop, bool half,
+                    uint32_t threads)
 {
-    while (next_turn()) {
+    static double rates[LAB_STEPS_MAX];
+    uint32_t n = 0;
+    while (n < LAB_STEPS_MAX && next_turn()) {
         double loss;
         struct seconds s = step(arg, &loss);
+        rates[n++] = registers_gflops(half, threads);
         printf("%.4f %.4f %.6f\n", s.wall, s.cpu, loss);
         fflush(stdout);
     }
-    printf("%.0f\n", lab_peak_bytes());
+    double rate = n ? lab_median(rates, n) : 0;
+    printf("%.0f %.4f\n", lab_peak_bytes(), rate > 0 ? gflop / rate : 0);
 }
 
 void lab_yardstick_init(struct lab_yardstick *y)

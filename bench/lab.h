@@ -5,6 +5,7 @@
 #ifndef BENCH_LAB_H
 #define BENCH_LAB_H
 
+#include <stdbool.h>
 #include <stdint.h>
 
 #include "adapter/adapter.h"
@@ -35,9 +36,12 @@ struct seconds lab_since(struct seconds begin);
 double lab_median(double *x, uint32_t n); /* sorts x */
 double lab_peak_bytes(void);              /* the largest resident set of this process so far */
 
-/* A step for every line on stdin, so that a program that compares can alternate: prints "wall cpu loss" each time, and the peak in
- * bytes at the end. */
-void lab_take_turns(struct seconds (*step)(void *arg, double *loss), void *arg);
+enum { LAB_STEPS_MAX = 1000 };
+
+/* A step of `gflop` for every line on stdin, so that a program that compares can alternate: prints "wall cpu loss" each time, and at the
+ * end the peak in bytes and the seconds that the FLOP alone would take `threads` by registers_gflops(). */
+void lab_take_turns(struct seconds (*step)(void *arg, double *loss), void *arg, double gflop, bool half,
+                    uint32_t threads);
 
 /* The machine's yardstick: a product of LAB_SGEMM squared by the library itself, on `threads` of its own. */
 enum { LAB_SGEMM = 2048 };

@@ -4,15 +4,15 @@
  *                 [--memory MB] [--checkpoint-layers L] [--ops blas|dnnl|bf16] [--turns] [--json FILE]
  *
  * One step is S samples of T rows (default 4 of 512), rank 16 on all seven linears. Without --base the weights are
- * random in the shape of SmolLM2-135M or of --shape (lab.h). Steps and 2048^3 products take turns, so that a busy
- * neighbour slows both; the medians are compared. The fraction counts model FLOP only:
+ * random in the shape of SmolLM2-135M or of --shape (lab.h). Steps, 2048^3 products and multiply-adds in registers
+ * (registers.h) take turns, so that a busy neighbour slows all; the medians are compared. The fractions count model FLOP only:
  * 4 P + 6 P_lora + 4 V C + 7 L H D T per token (scores are computed again in the backward).
  *
  * After the steps, every product of a step is done by itself, in the library's own threads. "products / step" is what is left
  * to gain by anything that is no product; the CPU seconds say it on a busy machine too (waiting threads spin a little).
  *
- * With --turns: one step for every line on stdin, its seconds and its loss on stdout, then the peak; nothing else is
- * measured (bench/peers/compare.py alternates with a peer).
+ * With --turns: one step for every line on stdin, its seconds and its loss on stdout, then what lab_take_turns() adds; nothing
+ * else is measured (bench/peers/compare.py alternates with a peer).
  */
 #include <cblas.h>
 #undef I /* cblas.h brings <complex.h> */
@@ -24,9 +24,10 @@
 #include "base/clock.h"
 #include "base/hash.h"
 #include "bench/lab.h"
+#include "bench/registers.h"
 #include "model/trainer.h"
 
-enum { STEPS_MAX = 1000, PRODUCTS_MAX = 128 };
+enum { PRODUCTS_MAX = 128 };
 
 struct product { /* (M, N) over K, `times` times a step; op(A) op(B) as cblas has them */
     CBLAS_TRANSPOSE ta, tb;
@@ -192,7 +193,8 @@ static double rows_of(const struct bench *b)
     return (double)b->samples * b->seq;
 }
 
-static void report(const struct bench *b, double *steps, double *step_cpu, double *products, double peak)
+static void report(const struct bench *b, double *steps, double *step_cpu, double *products, double *registers,
+                   double peak)
 {
     char fingerprint[512];
     const struct arch *arch = &b->weights->arch;
@@ -203,10 +205,12 @@ static void report(const struct bench *b, double *steps, double *step_cpu, doubl
     double step = lab_median(steps, b->steps), cpu = lab_median(step_cpu, b->steps);
     double rate = rows_of(b) / step, gflop = gflop_per_token(arch, &b->config.shape, b->seq);
     double sgemm = 2e-9 * LAB_SGEMM * LAB_SGEMM * LAB_SGEMM / lab_median(products, b->steps);
+    double most = lab_median(registers, b->steps);
     printf("%s\n", fingerprint);
     printf("%u x %u rows   %.0f tokens/s   %.3f GFLOP/token   %.1f GFLOP/s\n", b->samples, b->seq, rate, gflop,
            rate * gflop);
     printf("sgemm %d^3   %.1f GFLOP/s   fraction %.3f\n", LAB_SGEMM, sgemm, rate * gflop / sgemm);
+    printf("registers alone   %.1f GFLOP/s   fraction %.3f\n", most, rate * gflop / most);
     if (b->config.checkpoint_layers == 0)
         printf("products alone %.2f s of a step's %.2f s: products / step %.3f, in CPU seconds %.3f\n", alone.wall,
                step, alone.wall / step, alone.cpu / cpu);
@@ -230,17 +234,18 @@ static void report(const struct bench *b, double *steps, double *step_cpu, doubl
 
 static void measure(struct bench *b)
 {
-    static double steps[STEPS_MAX], cpu[STEPS_MAX], products[STEPS_MAX];
+    static double steps[LAB_STEPS_MAX], cpu[LAB_STEPS_MAX], products[LAB_STEPS_MAX], registers[LAB_STEPS_MAX];
     lab_yardstick_init(&b->yardstick);
     step_seconds(b, NULL); /* warm */
     lab_yardstick_seconds(&b->yardstick, b->threads);
     for (uint32_t i = 0; i < b->steps; i++) {
         products[i] = lab_yardstick_seconds(&b->yardstick, b->threads);
+        registers[i] = registers_gflops(b->ops == OPS_BF16, b->threads);
         struct seconds step = step_seconds(b, NULL);
         steps[i] = step.wall;
         cpu[i] = step.cpu;
     }
-    report(b, steps, cpu, products, lab_peak_bytes());
+    report(b, steps, cpu, products, registers, lab_peak_bytes());
     lab_yardstick_release(&b->yardstick);
 }
 
@@ -267,7 +272,7 @@ static void parse(struct bench *b, int argc, char **argv)
         else if (!strcmp(argv[i], "--checkpoint-layers"))
             b->checkpoint_layers = lab_number(value, 1 << 10);
         else if (!strcmp(argv[i], "--steps"))
-            b->steps = lab_number(value, STEPS_MAX);
+            b->steps = lab_number(value, LAB_STEPS_MAX);
         else if (!strcmp(argv[i], "--ops"))
             b->ops = lab_ops(value);
         else if (!strcmp(argv[i], "--turns"))
@@ -290,7 +295,8 @@ int main(int argc, char **argv)
     b.weights = lab_weights(b.base, b.shape, b.ops);
     prepare(&b);
     if (b.turns)
-        lab_take_turns(step_seconds, &b);
+        lab_take_turns(step_seconds, &b, gflop_per_token(&b.weights->arch, &b.config.shape, b.seq) * rows_of(&b),
+                       b.ops == OPS_BF16, b.threads);
     else
         measure(&b);
     for (uint32_t i = 0; i < b.n_batches; i++)

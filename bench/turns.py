@@ -21,8 +21,8 @@ class Runner:
         self.wall.append(wall), self.cpu.append(cpu), self.losses.append(loss)
 
     def end(self):
-        """The peak of its memory, in bytes."""
+        """The peak of its memory, in bytes. `least`: the seconds that a step's products must take on this CPU, 0 if it does not say."""
         self.process.stdin.close()
-        peak = float(self.line())
+        peak, self.least = map(float, (self.line() + " 0").split()[:2])
         self.process.wait()
         return peak

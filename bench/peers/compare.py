@@ -66,6 +66,9 @@ def main():
     result["memory"] = result["ours"]["peak_mb"] / result["peer"]["peak_mb"]
     print(f"ours / peer: tokens/s {result['speed']:.3f}, CPU {result['peer']['cpu_s'] / result['ours']['cpu_s']:.3f}, "
           f"peak memory {result['memory']:.3f}")
+    if ours.least:
+        result["limit"] = statistics.median(peer.wall[1:]) / ours.least
+        print(f"with nothing but products, as fast as the CPU multiplies in registers: {result['limit']:.3f}")
     if abs(ours.losses[0] - peer.losses[0]) > (1e-3 if a.dtype == "f32" else 0.05):
         sys.exit("compare.py: the first losses differ: the two did not do the same")
     if a.json:
