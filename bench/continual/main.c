@@ -1,11 +1,11 @@
 /* bench_continual: does it keep what it knew while it learns? Real domains one after another, then in another order.
  *
  *     bench_continual [--base GGUF|DIR] [--text DIR] [--work DIR] [--results FILE] [--fresh TOKENS] [--cells N] [--plan]
- *                     [--threads N] [--arm NAME --rate RATE --seed N]
+ *                     [--threads N] [--arm NAME --rate RATE --seed N [--passes N]]
  *
  * Does the cells of plan.c that the results file does not hold yet, one after the other, and may be interrupted at any
  * moment: TERM or INT drops the cell in hand (minutes), STOP and CONT pause. --cells N ends after N cells, --plan
- * only says how many are done; --arm does pass 1 of one run instead. The text is that of scripts/fetch-text;
+ * only says how many are done; --arm does one run instead, pass 1 or more. The text is that of scripts/fetch-text;
  * bench/continual/report makes the page and the pictures from results files. */
 #include <signal.h>
 #include <stdio.h>
@@ -28,7 +28,7 @@ struct args {
     unsigned long cells;
     const char *arm;
     double rate;
-    uint32_t seed;
+    uint32_t seed, passes;
     bool plan;
 };
 
@@ -60,22 +60,25 @@ static bool parse(struct args *a, int argc, char **argv)
             a->rate = strtod(value, NULL);
         else if (!strcmp(name, "--seed"))
             a->seed = (uint32_t)strtoul(value, NULL, 10);
+        else if (!strcmp(name, "--passes"))
+            a->passes = (uint32_t)strtoul(value, NULL, 10);
         else if (!strcmp(name, "--cells"))
             a->cells = strtoul(value, NULL, 10);
         else
             return false;
     }
-    return a->config.fresh_tokens > 0 && (!a->arm || (arm_find(a->arm) && a->rate > 0 && a->seed > 0));
+    return a->config.fresh_tokens > 0 && a->passes >= 1 && a->passes <= LAB_PASSES &&
+           (!a->arm || (arm_find(a->arm) && a->rate > 0 && a->seed > 0));
 }
 
 static bool next(const struct args *a, const struct lab *lab, struct cell *cell)
 {
-    return a->arm ? plan_next_of(lab, a->arm, a->rate, a->seed, cell) : plan_next(lab, cell);
+    return a->arm ? plan_next_of(lab, a->arm, a->rate, a->seed, a->passes, cell) : plan_next(lab, cell);
 }
 
 int main(int argc, char **argv)
 {
-    struct args args = {.cells = (unsigned long)-1, .rate = 1e-3, .seed = 1};
+    struct args args = {.cells = (unsigned long)-1, .rate = 1e-3, .seed = 1, .passes = 1};
     struct lab *lab;
     struct err err;
     struct cell cell;
@@ -89,7 +92,7 @@ int main(int argc, char **argv)
     if (!parse(&args, argc, argv)) {
         fprintf(stderr,
                 "usage: bench_continual [--base PATH] [--text DIR] [--work DIR] [--results FILE] [--fresh TOKENS] "
-                "[--cells N] [--plan] [--threads N] [--arm NAME --rate RATE --seed N]\n");
+                "[--cells N] [--plan] [--threads N] [--arm NAME --rate RATE --seed N [--passes N]]\n");
         return 2;
     }
     hash_start();

@@ -233,11 +233,12 @@ bool plan_next(const struct lab *lab, struct cell *out)
     return w.over;
 }
 
-bool plan_next_of(const struct lab *lab, const char *arm, double rate, uint32_t seed, struct cell *out)
+bool plan_next_of(const struct lab *lab, const char *arm, double rate, uint32_t seed, uint32_t passes, struct cell *out)
 {
     struct search search = {lab, out};
     struct walk w = {lab, find_missing, &search, false};
-    whole_pass(&w, cell_of(&w, arm, rate, seed), 0);
+    for (uint32_t pass = 0; pass < passes; pass++)
+        whole_pass(&w, cell_of(&w, arm, rate, seed), pass);
     if (seed == 1) /* as tune() wants it */
         row(&w, cell_of(&w, arm, rate, seed), lab_configuration(lab)->n_domains, PART_TUNING);
     return w.over;

@@ -6,8 +6,9 @@
 
 /* The first cell of the plan that is not done; false: all are, or what is left waits for a rate that is not tuned. */
 bool plan_next(const struct lab *lab, struct cell *out);
-/* The first cell that is missing of pass 1 of one run. */
-bool plan_next_of(const struct lab *lab, const char *arm, double rate, uint32_t seed, struct cell *out);
+/* The first cell that is missing of the first `passes` of one run. */
+bool plan_next_of(const struct lab *lab, const char *arm, double rate, uint32_t seed, uint32_t passes,
+                  struct cell *out);
 /* How many cells the plan has now and how many of them are done. */
 void plan_count(const struct lab *lab, uint32_t *done, uint32_t *all);
 
