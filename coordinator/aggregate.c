@@ -18,7 +18,8 @@ struct job {
     uint64_t round;
     uint32_t attempt;
     double step;
-    struct digest parent;
+    double ema;
+    struct digest published, state; /* the parent's */
     uint32_t n;
     struct aggregate_delta *deltas;
 };
@@ -41,29 +42,34 @@ struct aggregator {
 
 /* ---- one job --------------------------------------------------------------------------------------------------- */
 
-enum status aggregate_store(struct blob_store *blobs, const struct card *card, const struct adapter_shape *shape,
-                            const float *block, struct version_files *out, struct err *err)
+static enum status store_peft(struct blob_store *blobs, const struct adapter_shape *shape, const float *block,
+                              struct digest *digest, uint64_t *bytes, uint8_t sha256[32], struct err *err)
 {
-    struct version_files files = {0};
     struct buf b = {0};
     adapter_write_peft(shape, block, &b);
-    files.peft_bytes = b.len;
-    hash_sha256(b.data, b.len, files.peft_sha256);
-    enum status st = blob_put(blobs, b.data, b.len, &files.peft, err);
-    if (!st) {
-        buf_clear(&b);
-        adapter_write_gguf(shape, card, block, &b);
-        files.gguf_bytes = b.len;
-        hash_sha256(b.data, b.len, files.gguf_sha256);
-        st = blob_put(blobs, b.data, b.len, &files.gguf, err);
-    }
+    *bytes = b.len;
+    hash_sha256(b.data, b.len, sha256);
+    enum status st = blob_put(blobs, b.data, b.len, digest, err);
     buf_release(&b);
-    if (!st)
-        *out = files;
     return st;
 }
 
-static enum status load_parent(struct aggregator *a, const struct digest *digest, float *block, struct err *err)
+enum status aggregate_store(struct blob_store *blobs, const struct card *card, const struct adapter_shape *shape,
+                            const float *block, struct version_files *out, struct err *err)
+{
+    struct buf b = {0};
+    enum status st = store_peft(blobs, shape, block, &out->peft, &out->peft_bytes, out->peft_sha256, err);
+    if (!st) {
+        adapter_write_gguf(shape, card, block, &b);
+        out->gguf_bytes = b.len;
+        hash_sha256(b.data, b.len, out->gguf_sha256);
+        st = blob_put(blobs, b.data, b.len, &out->gguf, err);
+    }
+    buf_release(&b);
+    return st;
+}
+
+static enum status load(struct aggregator *a, const struct digest *digest, float *block, struct err *err)
 {
     struct buf b = {0};
     size_t bytes_max = adapter_floats(&a->config.shape) * sizeof(float) + CONTAINER_EXTRA;
@@ -93,6 +99,21 @@ static enum status admit(struct aggregator *a, const struct aggregate_delta *del
     return st;
 }
 
+/* Stores the new training state, and in its place what is published: its exponential mean with what the parent published (temporal
+ * ensembles: Soutif-Cormerais et al. 2023, arXiv 2306.16817). `spare`: room for a block. */
+static enum status part_from_state(struct aggregator *a, const struct job *job, float *candidate, float *spare,
+                                   struct version_files *files, struct err *err)
+{
+    const float before = (float)job->ema;
+    enum status st = store_peft(a->config.blobs, &a->config.shape, candidate, &files->state, &files->state_bytes,
+                                files->state_sha256, err);
+    if (!st)
+        st = load(a, &job->published, spare, err);
+    for (size_t i = 0; !st && i < adapter_floats(&a->config.shape); i++)
+        candidate[i] = (1 - before) * candidate[i] + before * spare[i];
+    return st;
+}
+
 /* Combines the deltas that can be used; `out->deltas` says of each what became of it. */
 static enum status combine_job(struct aggregator *a, const struct job *job, struct combine_input *inputs, float *parent,
                                float *candidate, struct aggregated *out, struct err *err)
@@ -100,7 +121,7 @@ static enum status combine_job(struct aggregator *a, const struct job *job, stru
     uint32_t n = 0, *at = xcalloc(job->n + 1, sizeof *at);
     struct combine_row *rows = xcalloc(job->n + 1, sizeof *rows);
     struct combine_result result;
-    enum status st = load_parent(a, &job->parent, parent, err);
+    enum status st = load(a, &job->state, parent, err);
     for (uint32_t i = 0; !st && i < job->n; i++) {
         struct err why;
         st = admit(a, &job->deltas[i], &inputs[n], &rows[n], &why);
@@ -154,7 +175,6 @@ static struct result *work(struct aggregator *a, const struct job *job)
     struct combine_input *inputs = xcalloc(job->n + 1, sizeof *inputs);
     struct result *r = xcalloc(1, sizeof *r);
     struct aggregated *out = &r->aggregated;
-    struct version_files files;
     out->round = job->round;
     out->attempt = job->attempt;
     out->n = job->n;
@@ -163,15 +183,15 @@ static struct result *work(struct aggregator *a, const struct job *job)
         inputs[i].fd = -1;
 
     enum status st = combine_job(a, job, inputs, parent, candidate, out, &err);
+    if (!st && job->ema > 0)
+        st = part_from_state(a, job, candidate, parent, &out->files, &err);
     if (!st)
-        st = aggregate_store(a->config.blobs, &a->config.card, &a->config.shape, candidate, &files, &err);
+        st = aggregate_store(a->config.blobs, &a->config.card, &a->config.shape, candidate, &out->files, &err);
     if (!st) {
-        out->peft = files.peft, out->gguf = files.gguf;
-        out->peft_bytes = files.peft_bytes, out->gguf_bytes = files.gguf_bytes;
-        memcpy(out->peft_sha256, files.peft_sha256, sizeof out->peft_sha256);
-        memcpy(out->gguf_sha256, files.gguf_sha256, sizeof out->gguf_sha256);
-        blob_pin(a->config.blobs, &files.peft);
-        blob_pin(a->config.blobs, &files.gguf);
+        blob_pin(a->config.blobs, &out->files.peft);
+        blob_pin(a->config.blobs, &out->files.gguf);
+        if (job->ema > 0)
+            blob_pin(a->config.blobs, &out->files.state);
         r->pinned = true;
         log_info("aggregate", "candidate round=%llu attempt=%u deltas=%u seconds=%.2f", (unsigned long long)job->round,
                  job->attempt, job->n, clock_s() - start);
@@ -201,8 +221,11 @@ static void job_free(struct job *job)
 static void result_free(struct aggregator *a, struct result *r)
 {
     if (r->pinned) {
-        blob_unpin(a->config.blobs, &r->aggregated.peft);
-        blob_unpin(a->config.blobs, &r->aggregated.gguf);
+        const struct version_files *f = &r->aggregated.files;
+        blob_unpin(a->config.blobs, &f->peft);
+        blob_unpin(a->config.blobs, &f->gguf);
+        if (!digest_is_zero(&f->state))
+            blob_unpin(a->config.blobs, &f->state);
     }
     free(r->aggregated.deltas);
     free(r);
@@ -283,7 +306,9 @@ void aggregator_submit(struct aggregator *a, const struct effect *effect)
     job->round = effect->aggregate.round;
     job->attempt = effect->aggregate.attempt;
     job->step = effect->aggregate.step;
-    job->parent = effect->aggregate.parent_peft;
+    job->ema = effect->aggregate.ema;
+    job->published = effect->aggregate.parent_peft;
+    job->state = effect->aggregate.parent_state;
     job->n = effect->aggregate.n;
     if (job->n)
         job->deltas = xmemdup(effect->aggregate.deltas, job->n * sizeof *job->deltas);

@@ -1,7 +1,8 @@
 /* aggregate.h - many deltas into one candidate, on a thread of its own.
  *
  * Carries out EFFECT_AGGREGATE: every delta is read and checked, the good ones are combined (adapter/combine.h) over the
- * parent's weights, and the candidate is stored as two blobs, PEFT and GGUF, before the result is handed back. Memory:
+ * parent's training state, and the candidate is stored as two blobs, PEFT and GGUF, and a third where its training state is something
+ * else, before the result is handed back. Memory:
  * two blocks and the files made of one, whatever the number of deltas. Jobs are done in the order given.
  *
  * The candidate's blobs are pinned until the result is released: nobody else knows of them yet.
@@ -37,7 +38,7 @@ void aggregator_submit(struct aggregator *aggregator, const struct effect *effec
 struct aggregated *aggregator_take(struct aggregator *aggregator);
 void aggregator_done(struct aggregator *aggregator, struct aggregated *result);
 
-/* Writes a block as both published files, durable, and pins neither. For version 0 and for candidates. */
+/* Writes a block as both published files, durable, and pins neither; out->state stays. For version 0 and for candidates. */
 enum status aggregate_store(struct blob_store *blobs, const struct card *card, const struct adapter_shape *shape,
                             const float *block, struct version_files *out, struct err *err);
 

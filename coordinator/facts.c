@@ -148,7 +148,8 @@ static enum status read_version(struct facts *facts, struct streamlog *log, stru
     facts->version.newest = counters.version;
     struct state_version *v = xmalloc(sizeof *v);
     if (state_version_get(buf_bytes(&facts->value), v))
-        facts->version.files_held = blob_has(blobs, &v->files.peft) && blob_has(blobs, &v->files.gguf);
+        facts->version.files_held = blob_has(blobs, &v->files.peft) && blob_has(blobs, &v->files.gguf) &&
+                                    (digest_is_zero(&v->files.state) || blob_has(blobs, &v->files.state));
     free(v);
     facts->version.newest = counters.version;
     facts->version.value = buf_bytes(&facts->value);

@@ -350,7 +350,7 @@ static enum status make_version_0(struct line_dir *dir, const struct core_config
 {
     char path[DIR_PATH_SIZE];
     struct blob_store *blobs = NULL;
-    struct version_files files;
+    struct version_files files = {0};
     struct batch first = {0};
     float *block = xcalloc(adapter_floats(&dir->shape), sizeof *block);
     adapter_init(&dir->shape, seed, block);

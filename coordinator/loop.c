@@ -272,8 +272,7 @@ static void on_mail(struct loop *l) /* a group is durable, a candidate is ready,
     while ((result = aggregator_take(l->aggregator))) {
         struct event event = {.kind = EVENT_AGGREGATED, .aggregated = result};
         if (!result->status) { /* workers may be sent to it as soon as the core says so */
-            roots_add(l->roots, &result->peft, ROOT_WORK);
-            roots_add(l->roots, &result->gguf, ROOT_WORK);
+            roots_add_files(l->roots, &result->files, ROOT_WORK);
         }
         step(l, &event);
         aggregator_done(l->aggregator, result);

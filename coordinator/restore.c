@@ -101,6 +101,8 @@ static enum status want_files(struct restoring *r, uint64_t number, struct err *
         st = want_blob(r, &v->files.peft, "version", number, err);
     if (!st)
         st = want_blob(r, &v->files.gguf, "version", number, err);
+    if (!st)
+        st = want_blob(r, &v->files.state, "version", number, err);
     free(v);
     buf_release(&value);
     return st;

@@ -111,12 +111,14 @@ bool roots_may_get(struct roots *r, const struct digest *digest, enum role role)
 
 /* ---- from the database ------------------------------------------------------------------------------------------ */
 
-static void add_files(struct roots *r, const struct version_files *files, enum root_kind kind)
+void roots_add_files(struct roots *r, const struct version_files *files, enum root_kind kind)
 {
     if (!digest_is_zero(&files->peft))
         roots_add(r, &files->peft, kind);
     if (!digest_is_zero(&files->gguf))
         roots_add(r, &files->gguf, kind);
+    if (!digest_is_zero(&files->state))
+        roots_add(r, &files->state, ROOT_WORK);
 }
 
 /* One stored pair; most are nothing to us. */
@@ -127,7 +129,7 @@ static bool see(struct roots *r, uint8_t family, struct bytes key, struct bytes 
         struct state_version *v = xmalloc(sizeof *v); /* 2 KiB of references */
         bool ok = state_version_get(value, v);
         if (ok)
-            add_files(r, &v->files, ROOT_PUBLISHED);
+            roots_add_files(r, &v->files, ROOT_PUBLISHED);
         free(v);
         return ok;
     }
@@ -135,7 +137,7 @@ static bool see(struct roots *r, uint8_t family, struct bytes key, struct bytes 
         struct state_round *v = xmalloc(sizeof *v);
         bool ok = state_round_get(value, v);
         if (ok && v->phase != ROUND_NONE)
-            add_files(r, &v->candidate, ROOT_WORK);
+            roots_add_files(r, &v->candidate, ROOT_WORK);
         free(v);
         return ok;
     }

@@ -13,6 +13,7 @@
 
 #include "base/ids.h"
 #include "base/status.h"
+#include "coordinator/core/core.h"
 #include "proto/verbs.h"
 #include "store/batch.h"
 #include "store/blob.h"
@@ -26,6 +27,8 @@ struct roots *roots_new(void);
 void roots_free(struct roots *roots);
 
 void roots_add(struct roots *roots, const struct digest *digest, enum root_kind kind); /* never lowers the kind */
+/* All that a version or candidate has; a training state is nothing that subscribers get. */
+void roots_add_files(struct roots *roots, const struct version_files *files, enum root_kind kind);
 void roots_remove(struct roots *roots, const struct digest *digest);
 enum root_kind roots_find(struct roots *roots, const struct digest *digest);
 bool roots_may_get(struct roots *roots, const struct digest *digest, enum role role);

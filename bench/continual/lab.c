@@ -58,6 +58,12 @@ static const struct arm arms[] = {
      .what = "replay30-own-h2a4, each lease ending at the mean of its states over its last quarter"},
     {"joint-avg", PLAIN, RATIO(200, 50), .joint = true, .average_permille = 500,
      .what = "joint, each lease ending at the mean of its states over its last half"},
+    {"replay25-own-h2a4-avg-ema30", .of = "replay25-own-h2a4-avg", .ema_permille = 300,
+     .what = "replay25-own-h2a4-avg, what is published being the mean of states, that before counting 0.3"},
+    {"replay25-own-h2a4-ema30", .of = "replay25-own-h2a4", .ema_permille = 300, .what = "replay25-own-h2a4, the same"},
+    {"replay25-own-ema30", .of = "replay25-own", .ema_permille = 300, .what = "replay25-own, the same"},
+    {"replay25-ema30", .of = "replay25", .ema_permille = 300, .what = "replay25, the same"},
+    {"joint-ema30", .of = "joint", .joint = true, .ema_permille = 300, .what = "joint, the same"},
     {"replay25-r4", RATIO(200, 50), .workers = 1, .rounds = 4, .step_factor = 1, .targets = LORA_ALL,
      .coding = DELTA_F32, .what = "replay25, a stage in four rounds"},
     {"replay25-r4-nesterov", RATIO(200, 50), .workers = 1, .rounds = 4, .step_factor = 1, .targets = LORA_ALL,
@@ -80,6 +86,12 @@ const struct arm *arm_find(const char *name)
         if (strcmp(arms[i].name, name) == 0)
             return &arms[i];
     return NULL;
+}
+
+/* The arm whose leases a cell's states are made by. */
+static const struct arm *trained_as(const struct arm *arm)
+{
+    return arm->of ? arm_find(arm->of) : arm;
 }
 
 struct lab {
@@ -216,8 +228,9 @@ const struct lab_config *lab_configuration(const struct lab *lab)
 void cell_text(const struct lab *lab, const struct cell *cell, char *out, size_t size)
 {
     static const char *const kinds[] = {"train", "eval", "own"};
-    int n = snprintf(out, size, "%s %s %g %u %u", kinds[cell->kind], cell->arm ? cell->arm->name : "base", cell->rate,
-                     cell->seed, cell->stage);
+    const struct arm *arm = cell->arm && cell->kind == CELL_TRAIN ? trained_as(cell->arm) : cell->arm;
+    int n = snprintf(out, size, "%s %s %g %u %u", kinds[cell->kind], arm ? arm->name : "base", cell->rate, cell->seed,
+                     cell->stage);
     if (cell->kind == CELL_EVAL)
         snprintf(out + n, size - (size_t)n, " %s %s", lab->corpora[1 + cell->domain].name,
                  corpus_part_names[cell->part]);
@@ -596,6 +609,7 @@ static enum status state_after(struct lab *lab, const struct cell *at, float *bl
 {
     struct cell cell = *at;
     cell.kind = CELL_TRAIN;
+    cell.arm = trained_as(at->arm);
     if (cell.stage == 0) {
         adapter_init(&lab->engine.shape, cell.seed, block);
         return ST_OK;
@@ -620,6 +634,29 @@ static enum status state_after(struct lab *lab, const struct cell *at, float *bl
         status = save_state(lab, &cell, block, adapter, err);
     if (status == ST_OK && !lab_has(lab, &cell))
         status = write_train_cell(lab, &cell, &sum, adapter, clock_s() - begun, cpu_s() - cpu, err);
+    return status;
+}
+
+/* What is published after a stage: the state, or the exponential mean of the states so far (temporal ensembles: Soutif-Cormerais et al.
+ * 2023, arXiv 2306.16817). */
+static enum status published_after(struct lab *lab, const struct cell *at, float *block, const atomic_bool *cancel,
+                                   struct err *err)
+{
+    if (!at->arm->ema_permille)
+        return state_after(lab, at, block, cancel, err);
+    const float keep = (float)at->arm->ema_permille / 1000;
+    size_t n = adapter_floats(&lab->engine.shape);
+    float *state = xmalloc(n * sizeof *state);
+    struct cell cell = *at;
+    cell.stage = 0;
+    enum status status = state_after(lab, &cell, block, cancel, err);
+    while (status == ST_OK && cell.stage < at->stage) {
+        cell.stage++;
+        status = state_after(lab, &cell, state, cancel, err);
+        for (size_t i = 0; i < n && status == ST_OK; i++)
+            block[i] = (1 - keep) * state[i] + keep * block[i];
+    }
+    free(state);
     return status;
 }
 
@@ -702,14 +739,16 @@ static enum status measure_own(struct lab *lab, const struct cell *cell, const f
 enum status lab_do(struct lab *lab, const struct cell *cell, const atomic_bool *cancel, struct err *err)
 {
     float *block = NULL;
-    enum status status = use_targets(lab, cell->arm ? cell->arm->targets : LORA_ALL, err);
-    if (status == ST_OK && cell->arm) {
+    const struct arm *arm = cell->arm ? trained_as(cell->arm) : NULL;
+    enum status status = use_targets(lab, arm ? arm->targets : LORA_ALL, err);
+    if (status == ST_OK && arm) {
         block = xmalloc(adapter_floats(&lab->engine.shape) * sizeof *block);
-        status = use_anchor(lab, cell->arm->own_anchor, err);
+        status = use_anchor(lab, arm->own_anchor, err);
         if (status == ST_OK)
             status = use_seed(lab, cell->seed, err);
         if (status == ST_OK)
-            status = state_after(lab, cell, block, cancel, err);
+            status = cell->kind == CELL_TRAIN ? state_after(lab, cell, block, cancel, err)
+                                              : published_after(lab, cell, block, cancel, err);
     }
     if (status == ST_OK && cell->kind == CELL_EVAL) {
         say_cell(lab, cell);

@@ -54,6 +54,21 @@ void drop_blob(struct core *core, const struct digest *digest)
         add_effect(core, EFFECT_DROP_BLOB)->drop = *digest;
 }
 
+void drop_files(struct core *core, const struct version_files *files)
+{
+    drop_blob(core, &files->peft);
+    drop_blob(core, &files->gguf);
+    drop_blob(core, &files->state);
+}
+
+const struct digest *training_state(const struct version_files *files, uint64_t *bytes)
+{
+    bool own = !digest_is_zero(&files->state);
+    if (bytes)
+        *bytes = own ? files->state_bytes : files->peft_bytes;
+    return own ? &files->state : &files->peft;
+}
+
 /* ---- messages */
 
 void *new_message(const ProtobufCMessageDescriptor *descriptor)

@@ -103,14 +103,19 @@ enum event_kind {
     EVENT_DISK_LOW,   /* `low` tells: refuse what grows (ST_AGAIN) until it is false again */
 };
 
+/* A version's blobs. What leases train on from is `state`, a PEFT file as well, where that is not what is published; else zero. */
+struct version_files {
+    struct digest peft, gguf, state;
+    uint64_t peft_bytes, gguf_bytes, state_bytes;
+    uint8_t peft_sha256[32], gguf_sha256[32], state_sha256[32];
+};
+
 struct aggregated {
     enum status status; /* ST_OK or why no candidate could be made */
     char text[256];
     uint64_t round;
-    uint32_t attempt;         /* of the effect: names the candidate within its round */
-    struct digest peft, gguf; /* blobs, durable */
-    uint64_t peft_bytes, gguf_bytes;
-    uint8_t peft_sha256[32], gguf_sha256[32];
+    uint32_t attempt;              /* of the effect: names the candidate within its round */
+    struct version_files files;    /* durable */
     double error_ratio;            /* factor averaging, combine.h */
     double update_norm, clip_norm; /* of the mean delta; bound the deltas were clipped to (0: none) */
     uint32_t n;                    /* deltas, in the order of the effect */
@@ -164,7 +169,8 @@ struct effect {
             uint32_t attempt;
             double step; /* 1, or 0.5 for the half step */
             uint64_t parent;
-            struct digest parent_peft;
+            struct digest parent_peft, parent_state; /* the same where the parent's weights are its state */
+            double ema; /* the share of parent_peft in what is published; 0: the new state is */
             uint32_t n;
             struct aggregate_delta {
                 uint64_t lease;
@@ -189,11 +195,6 @@ void core_free(struct core *core);
 
 /* Creates a line: the batch that a new database starts with (version 0, domain `general`, counters;
  * applied_seq 1, so the first step's is 2). `v0` says where version 0's blobs are. Anchor text is pushed later as ordinary batches to `general`. */
-struct version_files {
-    struct digest peft, gguf;
-    uint64_t peft_bytes, gguf_bytes;
-    uint8_t peft_sha256[32], gguf_sha256[32];
-};
 void core_init_line(const struct core_config *config, const struct version_files *v0, uint64_t wall_s,
                     struct batch *out);
 

@@ -309,6 +309,9 @@ void refuse_text(struct core *core, const struct event *event, enum status statu
         refuse_text((core), (event), (status), (retry_ms), refuse_.text); \
     } while (0)
 void drop_blob(struct core *core, const struct digest *digest);
+void drop_files(struct core *core, const struct version_files *files);
+/* What leases train on from, and its size unless NULL. */
+const struct digest *training_state(const struct version_files *files, uint64_t *bytes);
 struct effect *add_effect(struct core *core, enum effect_kind kind);
 void *new_message(const ProtobufCMessageDescriptor *descriptor);
 void set_bytes(ProtobufCBinaryData *field, const void *data, size_t len);

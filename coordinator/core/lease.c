@@ -219,8 +219,7 @@ static void send_lease(struct core *core, struct lease *l, struct member *m)
     set_bytes(&out->session_incarnation, session_now(core)->incarnation, 16);
     out->parent = core->round.parent;
     out->parent_adapter = new_message(&alv__blob_ref__descriptor);
-    set_bytes(&out->parent_adapter->digest, parent->files.peft.b, DIGEST_LEN);
-    out->parent_adapter->bytes = parent->files.peft_bytes;
+    set_bytes(&out->parent_adapter->digest, training_state(&parent->files, &out->parent_adapter->bytes)->b, DIGEST_LEN);
     out->fresh = xcalloc(l->s.n_ranges, sizeof *out->fresh);
     for (; out->n_fresh < l->s.n_ranges; out->n_fresh++) {
         Alv__Range *r = out->fresh[out->n_fresh] = new_message(&alv__range__descriptor);

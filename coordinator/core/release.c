@@ -226,11 +226,13 @@ static enum status add_version(struct core *core, struct manifest *m, const stru
     struct buf bytes = {0};
     struct sign_secret secret;
     struct manifest_file list[] = {{FILE_PEFT, files->peft, {0}, files->peft_bytes},
-                                   {FILE_GGUF, files->gguf, {0}, files->gguf_bytes}};
+                                   {FILE_GGUF, files->gguf, {0}, files->gguf_bytes},
+                                   {FILE_STATE, files->state, {0}, files->state_bytes}};
     memcpy(list[0].sha256, files->peft_sha256, 32);
     memcpy(list[1].sha256, files->gguf_sha256, 32);
+    memcpy(list[2].sha256, files->state_sha256, 32);
     memcpy(m->files, list, sizeof list);
-    m->n_files = 2;
+    m->n_files = digest_is_zero(&files->state) ? 2 : 3;
     m->line = core->config.line;
     m->created_s = core->wall_s;
     card_digest(&core->config.card, &m->card);
@@ -399,8 +401,7 @@ static void drop_old_files(struct core *core)
             digest_eq(&v->files.peft, &old->files.peft))
             return;
     }
-    drop_blob(core, &old->files.peft);
-    drop_blob(core, &old->files.gguf);
+    drop_files(core, &old->files);
 }
 
 void release_publish(struct core *core, enum gate_outcome outcome)

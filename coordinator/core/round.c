@@ -56,8 +56,7 @@ void round_drop_candidate(struct core *core)
     for (size_t i = 0; i < core->versions_n; i++) /* a candidate may equal a version bit for bit */
         if (digest_eq(&core->versions[i].files.peft, &f->peft))
             return;
-    drop_blob(core, &f->peft);
-    drop_blob(core, &f->gguf);
+    drop_files(core, f);
 }
 
 void round_cancel(struct core *core)
@@ -157,6 +156,8 @@ void round_aggregate(struct core *core)
     e->aggregate.step = core->round.attempt == ATTEMPT_HALF ? 0.5 : 1;
     e->aggregate.parent = core->round.parent;
     e->aggregate.parent_peft = parent->files.peft;
+    e->aggregate.parent_state = *training_state(&parent->files, NULL);
+    e->aggregate.ema = core->config.settings.ema_permille / 1000.0;
     e->aggregate.deltas = xcalloc(core->n_leases, sizeof *e->aggregate.deltas);
     for (uint32_t i = 0; i < core->n_leases; i++) {
         const struct state_delta *d = &core->leases[i]->delta;
@@ -192,13 +193,11 @@ void round_aggregated(struct core *core, const struct event *event)
     struct state_round *r = &core->round;
     if (r->phase != ROUND_AGGREGATING || a->round != r->number || a->attempt != r->verdicts ||
         (a->n && a->n != candidate_deltas(core))) {
-        bool known = digest_eq(&a->peft, &r->candidate.peft);
+        bool known = digest_eq(&a->files.peft, &r->candidate.peft);
         for (size_t i = 0; i < core->versions_n; i++)
-            known |= digest_eq(&a->peft, &core->versions[i].files.peft);
-        if (!a->status && !known) {
-            drop_blob(core, &a->peft);
-            drop_blob(core, &a->gguf);
-        }
+            known |= digest_eq(&a->files.peft, &core->versions[i].files.peft);
+        if (!a->status && !known)
+            drop_files(core, &a->files);
         return;
     }
     uint32_t refused = hold_refused(core, a);
@@ -215,9 +214,7 @@ void round_aggregated(struct core *core, const struct event *event)
         core->aggregate_at = core->now + AGGREGATE_RETRY_MS;
         wake(core, core->aggregate_at);
     } else {
-        r->candidate = (struct version_files){a->peft, a->gguf, a->peft_bytes, a->gguf_bytes, {0}, {0}};
-        memcpy(r->candidate.peft_sha256, a->peft_sha256, 32);
-        memcpy(r->candidate.gguf_sha256, a->gguf_sha256, 32);
+        r->candidate = a->files;
         r->error_ratio = a->error_ratio;
         r->update_norm = a->update_norm;
         r->clip_norm = a->clip_norm;

@@ -42,6 +42,8 @@ static const struct row rows[] = {
     ROW(U32, warmup_steps, 4, 0, 100000, "optimiser steps; a lease starts without optimiser state"),
     ROW(U32, decay_permille, 0, 0, 1000, "of a lease's steps, its last: the rate falls to nothing over them"),
     ROW(U32, average_permille, 0, 0, 1000, "of a lease's steps, its last: it ends at the mean of its states over them"),
+    ROW(U32, ema_permille, 0, 0, 900,
+        "share of what was published before in what is published; training goes on from the rest alone"),
     ROW(U32, anchor_permille, 50, 0, 900, "of all tokens, from the anchor domain"),
     ROW(U32, history_permille, 200, 0, 900, "of all tokens, from settled history"),
     ROW(U32, distil_permille, 0, 0, 1000,

@@ -120,10 +120,13 @@ static void io_files(struct io *io, struct version_files *v)
 {
     io_raw(io, v->peft.b, DIGEST_LEN);
     io_raw(io, v->gguf.b, DIGEST_LEN);
+    io_raw(io, v->state.b, DIGEST_LEN);
     io_u64(io, &v->peft_bytes);
     io_u64(io, &v->gguf_bytes);
+    io_u64(io, &v->state_bytes);
     io_raw(io, v->peft_sha256, 32);
     io_raw(io, v->gguf_sha256, 32);
+    io_raw(io, v->state_sha256, 32);
 }
 
 static void io_ranges(struct io *io, uint32_t *n, struct range **ranges)

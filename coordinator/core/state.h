@@ -32,7 +32,7 @@
 #include "coordinator/core/core.h"
 #include "proto/manifest.h"
 
-enum { STATE_FORMAT = 4, STATE_TEXT_MAX = 511, ROUND_LEASES_MAX = 512, REVISIONS_MAX = 32, OVERRIDES_MAX = 16 };
+enum { STATE_FORMAT = 5, STATE_TEXT_MAX = 511, ROUND_LEASES_MAX = 512, REVISIONS_MAX = 32, OVERRIDES_MAX = 16 };
 
 enum segment_state {
     SEG_PENDING,

@@ -1,6 +1,7 @@
 /* One round over real sockets with a worker that only pretends to train: push, lease, segments, delta, candidate,
  * evaluation, version; then what the reports say of it and what a subscriber gets. */
 #include <jansson.h>
+#include <math.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -24,8 +25,8 @@ struct stage {
     struct card card;
     struct adapter_shape shape;
     struct client work, bulk;
-    float *trained;    /* what the worker made */
-    uint64_t segments; /* it was leased */
+    float *start, *trained; /* version 0's weights, what the worker made of them */
+    uint64_t segments;      /* it was leased */
     uint64_t missing;
 };
 
@@ -168,6 +169,7 @@ static bool do_lease(struct stage *s, const Alv__Lease *lease)
     for (uint64_t i = 0; i < n; i++)
         buf_put_f32(&losses, i == ODD ? 9.0f : 2.5f + 0.01f * (float)(i % 7));
     bool ok = load_adapter(&s->bulk, lease->parent_adapter, &s->shape, parent);
+    memcpy(s->start, parent, floats * sizeof *parent);
     rng_seed(&rng, lease->seed);
     for (size_t i = 0; i < floats; i++)
         s->trained[i] = parent[i] + 0.01f * (float)rng_normal(&rng);
@@ -349,10 +351,11 @@ static void check_reports(struct stage *s)
     EXPECT(done > 0);
 }
 
-/* The version, verified from the pinned root, is parent + delta: there was one delta. */
+/* The version, verified from the pinned root, is half of parent + delta (there was one delta) and half of what was published before;
+ * parent + delta themselves are there for workers alone. */
 static void check_subscriber(struct stage *s)
 {
-    struct client models, bulk;
+    struct client models, bulk, worker;
     struct err err = {""};
     ProtobufCMessage *reply;
     Alv__Watch watch = ALV__WATCH__INIT;
@@ -380,12 +383,25 @@ static void check_subscriber(struct stage *s)
             ref.bytes = m.files[0].bytes;
             EXPECT_ST(client_open(&bulk, s->operator_join, PLANE_BULK, WAIT_MS, &err), ST_OK, &err);
             EXPECT(load_adapter(&bulk, &ref, &s->shape, block));
-            for (size_t i = 0; i < floats; i++) {
-                float d = block[i] > s->trained[i] ? block[i] - s->trained[i] : s->trained[i] - block[i];
-                worst = d > worst ? d : worst;
+            for (int file = 0; file < 2 && m.n_leases == 1; file++, worst = 0) {
+                for (size_t i = 0; i < floats; i++) {
+                    float d = block[i] - (file ? s->trained[i] : 0.5f * (s->start[i] + s->trained[i]));
+                    worst = fmaxf(worst, fabsf(d));
+                }
+                EXPECT(worst <= 1e-6f); /* roundings of values below 1 */
+                if (file)
+                    break;
+                REQUIRE(m.n_files == 3 && m.files[2].kind == FILE_STATE);
+                ref.digest.data = m.files[2].blake2b.b;
+                ref.bytes = m.files[2].bytes;
+                struct buf none = {0};
+                EXPECT_ST(bulk_get(bulk.conn, &m.files[2].blake2b, ref.bytes, 64 << 20, &none, NULL, &err),
+                          ST_NOT_FOUND, &err);
+                buf_release(&none);
+                EXPECT_ST(client_open(&worker, s->worker_join, PLANE_BULK, WAIT_MS, &err), ST_OK, &err);
+                EXPECT(load_adapter(&worker, &ref, &s->shape, block));
+                client_close(&worker);
             }
-            if (m.n_leases == 1)
-                EXPECT(worst <= 1e-6f); /* one rounding of a value below 1 */
             /* a delta is the workers' business */
             struct buf none = {0};
             EXPECT_ST(
@@ -633,7 +649,9 @@ static void test_a_round_from_push_to_subscriber(void)
     uint16_t port = live_port();
     live_card(&s.card, &s.shape, &settings);
     settings.heldout_permille = 100;
+    settings.ema_permille = 500;
     s.trained = xcalloc(adapter_floats(&s.shape), sizeof *s.trained);
+    s.start = xcalloc(adapter_floats(&s.shape), sizeof *s.start);
     if (EXPECT_ST(live_init(dir, port, &settings, NULL, 0, NULL, &err), ST_OK, &err) && add_worker(&s)) {
         pid_t pid = live_start(dir, port, 1 << 20, NULL, harness_path(dir, "log"));
         if (EXPECT_ST(client_domain(s.operator_join, "notes", &err), ST_OK, &err) && push(&s, "notes") &&
@@ -650,6 +668,7 @@ static void test_a_round_from_push_to_subscriber(void)
         check_rotation(&s, port);
         check_backups(&s, port);
     }
+    free(s.start);
     free(s.trained);
 }
 

@@ -296,6 +296,69 @@ static void test_rollback(void)
     world_close(&w);
 }
 
+static bool stored_version(struct world *w, uint64_t number, struct state_version *out)
+{
+    struct bytes value;
+    return world_has(w, FAMILY_VERSIONS, key_u64('m', number), &value) && state_version_get(value, out);
+}
+
+/* What the next lease trains on from: all leases come from one parent. */
+static void expect_parent(struct world *w, const char *prefix, const struct version_files *files)
+{
+    struct peer p = world_peer(PLANE_INGEST, 10);
+    uint64_t position, producer;
+    world_hello(w, p, 1, 1);
+    producer = world_push_open(w, p, "a", "code", &position);
+    world_push_many(w, p, producer, position, prefix, 50, 1900);
+    workers[0] = world_peer(PLANE_WORK, 100);
+    world_hello(w, workers[0], 50, 1);
+    const Alv__Task *t = world_task(w, workers[0]);
+    REQUIRE(t && t->lease);
+    EXPECT(memcmp(t->lease->parent_adapter->digest.data, files->state.b, DIGEST_LEN) == 0);
+    EXPECT_EQ(t->lease->parent_adapter->bytes, files->state_bytes);
+    leave(w);
+}
+
+/* With `ema_permille` what is published is not what training goes on from: that is a file of its own, which a rollback brings back and
+ * which goes when its version's files go. */
+static void test_training_state_apart(void)
+{
+    struct world w;
+    struct state_version *v1 = malloc(sizeof *v1), *v2 = malloc(sizeof *v2), *v = malloc(sizeof *v);
+    struct manifest m;
+    world_open(&w);
+    w.config.settings.ema_permille = 300;
+    w.config.settings.versions_kept = 3;
+    world_restart(&w);
+    publish(&w, "a");
+    publish(&w, "b");
+    leave(&w);
+    REQUIRE(stored_version(&w, 1, v1) && stored_version(&w, 2, v2));
+    EXPECT(!digest_is_zero(&v2->files.state) && !digest_eq(&v2->files.state, &v2->files.peft));
+    EXPECT(!digest_eq(&v1->files.state, &v2->files.state));
+    REQUIRE(!manifest_decode(v2->manifest.data, v2->manifest.len, &m, NULL));
+    EXPECT(m.n_files == 3 && m.files[2].kind == FILE_STATE && digest_eq(&m.files[2].blake2b, &v2->files.state));
+    manifest_release(&m);
+    world_restart(&w);
+    expect_parent(&w, "c", &v2->files);
+    EXPECT_EQ(error_of(control_version(&w, ALV__CONTROL_VERB__CONTROL_ROLLBACK, 1, "", NULL, false, true)), ST_OK);
+    REQUIRE(stored_version(&w, 3, v));
+    EXPECT(digest_eq(&v->files.state, &v1->files.state));
+    expect_parent(&w, "d", &v1->files);
+    w.n_dropped = 0;
+    for (char prefix[2] = "e"; look(&w)->version < 5 && prefix[0] < 'k'; prefix[0]++)
+        publish(&w, prefix); /* until version 2 is dropped; version 1's files are still version 3's */
+    REQUIRE(look(&w)->version == 5);
+    bool dropped = false;
+    for (size_t i = 0; i < w.n_dropped; i++) {
+        dropped |= digest_eq(&w.dropped[i], &v2->files.state);
+        EXPECT(!digest_eq(&w.dropped[i], &v1->files.state));
+    }
+    EXPECT(dropped);
+    world_close(&w);
+    free(v1), free(v2), free(v);
+}
+
 static void test_retract_reaches_every_copy(void)
 {
     struct world w;
@@ -513,6 +576,7 @@ int main(void)
     RUN(test_marks);
     RUN(test_numbers_jump);
     RUN(test_rollback);
+    RUN(test_training_state_apart);
     RUN(test_retract_reaches_every_copy);
     RUN(test_a_retraction_is_seen_through);
     RUN(test_superseded_while_leased);

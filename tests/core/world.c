@@ -389,19 +389,23 @@ void world_aggregated(struct world *w, enum status status, int refused)
     struct aggregated a = {.status = status,
                            .round = e.aggregate.round,
                            .attempt = e.aggregate.attempt,
-                           .peft_bytes = 5,
-                           .gguf_bytes = 6,
+                           .files = {.peft_bytes = 5, .gguf_bytes = 6},
                            .n = n};
     CHECK(w->aggregate_wanted);
     w->aggregate_wanted = false;
     a.deltas = xcalloc(n + 1, sizeof *a.deltas);
     uint64_t what[3] = {a.round, a.attempt, n};
-    hash_blake2b(what, sizeof what, &a.peft);
-    hash_blake2b(what, 1, &a.gguf);
-    a.peft.b[31] = 0;
+    hash_blake2b(what, sizeof what, &a.files.peft);
+    hash_blake2b(what, 1, &a.files.gguf);
+    a.files.peft.b[31] = 0;
     for (uint32_t i = 0; i < n; i++)
         for (unsigned j = 0; j < w->n_bad && j < 64; j++)
-            a.peft.b[31] |= e.aggregate.deltas[i].lease == w->bad_leases[j];
+            a.files.peft.b[31] |= e.aggregate.deltas[i].lease == w->bad_leases[j];
+    if (e.aggregate.ema > 0) {
+        a.files.state = a.files.peft;
+        a.files.state.b[0] ^= 1;
+        a.files.state_bytes = 7;
+    }
     for (uint32_t i = 0; i < n; i++)
         a.deltas[i] =
             (struct aggregated_delta){(int)i == refused, 1, 1, (int)i == refused ? 0 : 1.0 / (n - (refused >= 0))};

@@ -457,8 +457,8 @@ static void check_version(struct world *w, const struct batch *batch, const stru
     } else {
         check_gated(w, batch, &m);
     }
-    if (!blob_held(w, &v.files.peft))
-        fail(w, "promise 5: version %" PRIu64 " is published, its file is not there", number);
+    if (!files_held(w, &v.files))
+        fail(w, "promise 5: version %" PRIu64 " is published, a file of it is not there", number);
     manifest_release(&m);
 }
 
@@ -621,7 +621,7 @@ void check_batch(struct world *w, const struct batch *batch)
 static bool alias_files(struct world *w, const char *name, uint64_t number)
 {
     struct state_version v;
-    if (disk_version(w, number, &v) && blob_held(w, &v.files.peft) && blob_held(w, &v.files.gguf))
+    if (disk_version(w, number, &v) && files_held(w, &v.files))
         return true;
     fail(w, "promise 5: %s points to version %" PRIu64 ", whose files are gone", name, number);
     return false;
@@ -644,13 +644,18 @@ void check_applied(struct world *w, const struct batch *batch)
 
 /* ---- files */
 
+static bool file_of(const struct version_files *files, const struct digest *digest)
+{
+    return digest_eq(&files->peft, digest) || digest_eq(&files->gguf, digest) || digest_eq(&files->state, digest);
+}
+
 void check_drop(struct world *w, const struct digest *digest)
 {
     struct state_version v;
     struct aliases aliases;
     uint64_t newest = disk_newest(w), kept = w->config.settings.versions_kept;
     for (uint64_t n = newest + 1 > kept ? newest + 1 - kept : 0; n <= newest; n++)
-        if (disk_version(w, n, &v) && (digest_eq(&v.files.peft, digest) || digest_eq(&v.files.gguf, digest)))
+        if (disk_version(w, n, &v) && file_of(&v.files, digest))
             fail(w, "promise 5: a file of version %" PRIu64 " is dropped, the newest is %" PRIu64, n, newest);
     for (unsigned i = 0; i <= TRAIN_DOMAINS; i++) {
         struct state_domain d;
@@ -660,8 +665,7 @@ void check_drop(struct world *w, const struct digest *digest)
     if (!disk_aliases(w, &aliases))
         return;
     for (uint32_t i = 0; i < aliases.n_aliases; i++)
-        if (disk_version(w, aliases.aliases[i].version, &v) &&
-            (digest_eq(&v.files.peft, digest) || digest_eq(&v.files.gguf, digest)))
+        if (disk_version(w, aliases.aliases[i].version, &v) && file_of(&v.files, digest))
             fail(w, "promise 5: a file of version %" PRIu64 " is dropped, where %s points", aliases.aliases[i].version,
                  aliases.aliases[i].name.s);
     aliases_release(&aliases);

@@ -19,6 +19,12 @@ bool blob_held(const struct world *w, const struct digest *digest)
     return false;
 }
 
+bool files_held(const struct world *w, const struct version_files *files)
+{
+    return blob_held(w, &files->peft) && blob_held(w, &files->gguf) &&
+           (digest_is_zero(&files->state) || blob_held(w, &files->state));
+}
+
 void blob_hold(struct world *w, const struct digest *digest)
 {
     if (blob_held(w, digest))
@@ -62,12 +68,12 @@ static void aggregate(struct world *w, const struct effect *e)
     bool poisoned = false;
     hasher_init(&hasher);
     hasher_put(&hasher, e->aggregate.parent_peft.b, DIGEST_LEN);
+    hasher_put(&hasher, e->aggregate.parent_state.b, DIGEST_LEN);
     hasher_put(&hasher, &e->aggregate.step, sizeof e->aggregate.step);
     *a = (struct aggregated){.round = e->aggregate.round,
                              .attempt = e->aggregate.attempt,
                              .n = e->aggregate.n,
-                             .peft_bytes = 64,
-                             .gguf_bytes = 64,
+                             .files = {.peft_bytes = 64, .gguf_bytes = 64},
                              .update_norm = 1,
                              .deltas = xcalloc(e->aggregate.n, sizeof *a->deltas)};
     for (uint32_t i = 0; i < e->aggregate.n; i++) {
@@ -89,12 +95,19 @@ static void aggregate(struct world *w, const struct effect *e)
     else if (w->faults && chance(w, w->knobs.aggregate_fails))
         a->status = ST_NO_SPACE;
     if (!a->status) {
-        hasher_end(&hasher, &a->peft);
-        a->peft.b[2] = poisoned ? POISONED : a->peft.b[2] == POISONED ? 0 : a->peft.b[2];
-        a->gguf = a->peft;
-        a->gguf.b[0] ^= 1;
-        blob_hold(w, &a->peft);
-        blob_hold(w, &a->gguf);
+        struct version_files *f = &a->files;
+        hasher_end(&hasher, &f->peft);
+        f->peft.b[2] = poisoned ? POISONED : f->peft.b[2] == POISONED ? 0 : f->peft.b[2];
+        f->gguf = f->peft;
+        f->gguf.b[0] ^= 1;
+        blob_hold(w, &f->peft);
+        blob_hold(w, &f->gguf);
+        if (e->aggregate.ema > 0) {
+            f->state = f->peft;
+            f->state.b[0] ^= 2;
+            f->state_bytes = 64;
+            blob_hold(w, &f->state);
+        }
     }
     schedule(w, between(w, 5, 200), h);
 }
@@ -374,7 +387,7 @@ static void control_facts(struct world *w, const Alv__Control *c, struct facts *
         !disk_get(w, FAMILY_VERSIONS, key_u64('m', c->number), &v->value) || !state_version_get(v->value, &stored))
         return;
     v->newest = disk_newest(w);
-    v->files_held = blob_held(w, &stored.files.peft) && blob_held(w, &stored.files.gguf);
+    v->files_held = files_held(w, &stored.files);
     if (c->verb == ALV__CONTROL_VERB__CONTROL_ROLLBACK) {
         uint64_t at = v->newest;
         while (at > c->number)

@@ -210,6 +210,7 @@ void coordinator_step(struct world *w, struct event event);
 void coordinator_message(struct world *w, struct node *node, const struct happen *h);
 void coordinator_synced(struct world *w);
 bool blob_held(const struct world *w, const struct digest *digest);
+bool files_held(const struct world *w, const struct version_files *files);
 void blob_hold(struct world *w, const struct digest *digest);
 typedef bool pair_fn(void *user, struct bytes key, struct bytes value);
 void disk_scan(const struct world *w, uint8_t family, char tag, pair_fn *each, void *user); /* until it says false */
