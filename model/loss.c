@@ -17,9 +17,9 @@ void loss_layout(struct loss *loss, const struct arch *arch, uint32_t rows_max, 
     loss->nll = arena_take(arena, piece * sizeof *loss->nll);
     loss->teacher = arena_take(arena, piece * sizeof *loss->teacher);
     if (distil) {
-        loss->distilled = arena_take(arena, piece * sizeof *loss->distilled);
-        loss->base_logits = arena_reals(arena, (uint64_t)LOSS_BASE_ROWS * arch->vocab_size);
-        loss->base_nll = arena_take(arena, LOSS_BASE_ROWS * sizeof *loss->base_nll);
+        loss->share = arena_reals(arena, piece);
+        loss->taught_logits = arena_reals(arena, (uint64_t)LOSS_TAUGHT_ROWS * arch->vocab_size);
+        loss->taught_nll = arena_take(arena, LOSS_TAUGHT_ROWS * sizeof *loss->taught_nll);
     }
 }
 
@@ -37,34 +37,34 @@ static void head(const struct loss *loss, const struct weights *w, real *logits,
     }
 }
 
-/* The gradient g (p - text) of the distilled rows of a piece becomes g (p - (1 - d) text - d q), q the base's predictions: less
- * d g (q - text), which is the gradient of the base's own cross-entropy. Returns the rows of `base` that were used. */
-static size_t distil(const struct loss *loss, const struct weights *w, const real *base, real scale, uint32_t n)
+/* The gradient g (p - text) of the distilled rows of a piece becomes g (p - (1 - d) text - d q), q the teacher's predictions: less
+ * d times g (q - text), which is the gradient of the teacher's own cross-entropy. Returns the rows of `taught` that were used. */
+static size_t distil(const struct loss *loss, const struct weights *w, const real *taught, real scale, uint32_t n)
 {
     size_t C = w->arch.d_model, V = w->arch.vocab_size, used = 0;
-    uint32_t rows[LOSS_BASE_ROWS], targets[LOSS_BASE_ROWS];
+    uint32_t rows[LOSS_TAUGHT_ROWS], targets[LOSS_TAUGHT_ROWS];
     for (uint32_t i = 0; i < n;) {
         uint32_t k = 0;
-        for (; i < n && k < LOSS_BASE_ROWS; i++)
-            if (loss->distilled[i])
+        for (; i < n && k < LOSS_TAUGHT_ROWS; i++)
+            if (loss->share[i] > 0)
                 rows[k] = i, targets[k++] = loss->targets[i];
         if (!k)
             break;
-        head(loss, w, loss->base_logits, base + used * C, k);
-        loss->ops->cross_entropy(loss->pool, loss->base_nll, loss->base_logits, targets, k, (uint32_t)V, scale);
+        head(loss, w, loss->taught_logits, taught + used * C, k);
+        loss->ops->cross_entropy(loss->pool, loss->taught_nll, loss->taught_logits, targets, k, (uint32_t)V, scale);
         for (uint32_t j = 0; j < k; j++) {
             real *g = loss->logits + rows[j] * V;
-            const real *q = loss->base_logits + j * V;
+            const real *q = loss->taught_logits + j * V, share = loss->share[rows[j]];
             for (size_t v = 0; v < V; v++)
-                g[v] -= q[v];
+                g[v] -= share * q[v];
         }
         used += k;
     }
     return used;
 }
 
-/* Returns the rows of `base` that were used. */
-static size_t run_piece(const struct loss *loss, const struct weights *w, real *dx, const real *x, const real *base,
+/* Returns the rows of `taught` that were used. */
+static size_t run_piece(const struct loss *loss, const struct weights *w, real *dx, const real *x, const real *taught,
                         const struct objective *objective, real grad_scale, uint32_t n)
 {
     enum objective_kind kind = objective->kind;
@@ -77,8 +77,8 @@ static size_t run_piece(const struct loss *loss, const struct weights *w, real *
         loss->ops->cross_entropy(loss->pool, loss->nll, loss->logits, loss->targets, n, V, dx ? grad_scale : 0);
     if (!dx)
         return 0;
-    if (base)
-        used = distil(loss, w, base, (real)objective->distil * grad_scale, n);
+    if (taught)
+        used = distil(loss, w, taught, grad_scale, n);
     if (loss->ops->packed)
         loss->ops->frozen_dx(loss->pool, (struct activation){dx, false}, NULL, (struct activation){loss->logits, false},
                              &w->head, &(struct low_rank){0}, n, V, C);
@@ -104,7 +104,7 @@ static void weigh(const struct weights *w, real *dx, const struct packed *packed
     }
 }
 
-void loss_run(const struct loss *loss, const struct weights *w, real *dx, const real *x, const real *base,
+void loss_run(const struct loss *loss, const struct weights *w, real *dx, const real *x, const real *taught,
               const struct packed *packed, const struct objective *objective, real grad_scale, double *nll,
               uint32_t *n_targets)
 {
@@ -118,12 +118,12 @@ void loss_run(const struct loss *loss, const struct weights *w, real *dx, const 
                 loss->teacher[n] = packed->teacher ? packed->teacher[row] : NULL;
                 while (row >= packed->cu_seqlens[at + 1])
                     at++;
-                if (base)
-                    loss->distilled[n] = packed->distilled[at];
+                if (taught)
+                    loss->share[n] = (real)objective->distil[packed->distilled[at]];
                 loss->targets[n++] = packed->targets[row];
             }
-        size_t used = run_piece(loss, w, dx ? dx + done * C : NULL, x + done * C, base, objective, grad_scale, n);
-        base = base ? base + used * C : NULL;
+        size_t used = run_piece(loss, w, dx ? dx + done * C : NULL, x + done * C, taught, objective, grad_scale, n);
+        taught = taught ? taught + used * C : NULL;
         done += n;
         for (uint32_t i = 0; i < n; i++) {
             while (loss->rows[i] >= packed->cu_seqlens[sample + 1])

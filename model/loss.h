@@ -22,20 +22,20 @@ struct loss {
     uint32_t *rows, *targets; /* (piece) */
     double *nll;              /* (piece) */
     const real **teacher;     /* (piece) */
-    bool *distilled;          /* (piece) with distillation, like what follows */
-    real *base_logits;        /* (LOSS_BASE_ROWS, V) */
-    double *base_nll;         /* (LOSS_BASE_ROWS) */
+    real *share;              /* (piece) of the teacher, with distillation, like what follows */
+    real *taught_logits;      /* (LOSS_TAUGHT_ROWS, V) */
+    double *taught_nll;       /* (LOSS_TAUGHT_ROWS) */
 };
-enum { LOSS_BASE_ROWS = 64 };
+enum { LOSS_TAUGHT_ROWS = 64 };
 
 /* Takes scratch for batches of up to `rows_max` rows. */
 void loss_layout(struct loss *loss, const struct arch *arch, uint32_t rows_max, bool distil, struct arena *arena);
 
 /* x (N, C) is the residual stream after the last layer at the N = packed->n_targets target rows, in order. Adds each
  * sample's loss (for KL: its divergence) to nll (n_samples) and its targets to n_targets (n_samples), which the caller has
- * zeroed. dx (N, C), unless NULL, becomes grad_scale * d(objective_sum)/dx. `base`: x of the base at the target rows of the distilled
- * samples, one after the other; read when the objective distils and dx is wanted. */
-void loss_run(const struct loss *loss, const struct weights *w, real *dx, const real *x, const real *base,
+ * zeroed. dx (N, C), unless NULL, becomes grad_scale * d(objective_sum)/dx. `taught`: x of the teachers at the target rows of the
+ * distilled samples, one after the other; read when the objective distils and dx is wanted. */
+void loss_run(const struct loss *loss, const struct weights *w, real *dx, const real *x, const real *taught,
               const struct packed *packed, const struct objective *objective, real grad_scale, double *nll,
               uint32_t *n_targets);
 

@@ -1,8 +1,8 @@
 /* objective.h - what a step makes smaller.
  *
  *   LM   the mean loss in nats per target. Chat fine-tuning is this with a mask from roles (template.h).
- *        With `distil` the targets of marked samples are that share the bare base's predictions, the rest the text: such a row
- *        pulls back to what the base said, and at nothing where it still says so. Learning without forgetting, Li and Hoiem
+ *        With `distil` the targets of marked samples are that share their teacher's predictions (pack.h), the rest the text: such a
+ *        row pulls back to what the teacher said, and at nothing where it still says so. Learning without forgetting, Li and Hoiem
  *        2016, arXiv 1606.09282, with replayed text in the place of new. Losses that are reported stay those of the text.
  *        With weights (pack.h) it is the weighted mean: what is replayed may count for more than its rows.
  *   DPO  samples come in pairs, the chosen answer and the rejected one: the mean over pairs of -log sigmoid(beta z), z how
@@ -24,9 +24,14 @@ enum objective_kind { OBJECTIVE_LM, OBJECTIVE_DPO, OBJECTIVE_KL, OBJECTIVES };
 
 struct objective {
     enum objective_kind kind;
-    double beta;   /* DPO: how far from the reference; 0.1 is usual */
-    double distil; /* LM: 0 .. 1 */
+    double beta;             /* DPO: how far from the reference; 0.1 is usual */
+    double distil[TEACHERS]; /* LM: each teacher's share, 0 .. 1; TEACHER_NONE has none */
 };
+
+static inline bool objective_distils(const struct objective *o)
+{
+    return o->distil[TEACHER_BASE] > 0 || o->distil[TEACHER_START] > 0;
+}
 
 const char *objective_name(enum objective_kind kind); /* "lm", "dpo", "kl" */
 

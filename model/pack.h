@@ -20,6 +20,9 @@ struct sample {             /* borrowed */
     uint32_t n_tokens;
 };
 
+/* Whose predictions a sample learns besides its text: the bare base's, or those of the adapter that training began with. */
+enum teacher { TEACHER_NONE, TEACHER_BASE, TEACHER_START, TEACHERS };
+
 struct packed {           /* owned by whoever called pack_samples; release with packed_release */
     uint32_t *tokens;     /* (n_rows) what is read at each row */
     uint32_t *targets;    /* (n_rows) what follows it */
@@ -31,7 +34,7 @@ struct packed {           /* owned by whoever called pack_samples; release with 
     /* What some objectives need besides (objective.h), set after packing and borrowed; NULL: not given. */
     const double *reference;    /* (n_samples) log-probability of each sample's targets under the reference */
     const real *const *teacher; /* (n_rows) where the teacher's logits (V) of a row begin; read at target rows */
-    const bool *distilled;      /* (n_samples) those that learn from the base as well */
+    const uint8_t *distilled;   /* (n_samples) enum teacher */
     const float *weights;       /* (n_samples) how much a target counts, > 0; NULL: 1 each */
 };
 

@@ -16,6 +16,7 @@ struct trainer {
     struct arena arena;
     size_t n;            /* floats of the adapter */
     float *block, *grad; /* (n) */
+    float *start;        /* (n) what the adapter was when it was set, if it teaches */
     struct optimizer optimizer;
     double *nll; /* (nll_cap) used when the caller wants none */
     uint32_t *n_targets;
@@ -54,9 +55,11 @@ static enum status check_config(const struct trainer_config *c, struct err *err)
         return err_set(err, ST_USAGE, "unknown objective %d", (int)c->objective.kind);
     if (c->objective.kind == OBJECTIVE_DPO && !(c->objective.beta > 0 && c->objective.beta <= 100))
         return err_set(err, ST_USAGE, "dpo: beta must be above 0 and at most 100, not %g", c->objective.beta);
-    if (!(c->objective.distil >= 0 && c->objective.distil <= 1) ||
-        (c->objective.distil > 0 && c->objective.kind != OBJECTIVE_LM))
-        return err_set(err, ST_USAGE, "distil must be 0 to 1, and is of the objective lm alone");
+    for (enum teacher by = TEACHER_NONE; by < TEACHERS; by++)
+        if (!(c->objective.distil[by] >= 0 && c->objective.distil[by] <= (by != TEACHER_NONE)))
+            return err_set(err, ST_USAGE, "a teacher's share must be 0 to 1");
+    if (objective_distils(&c->objective) && c->objective.kind != OBJECTIVE_LM)
+        return err_set(err, ST_USAGE, "teachers are of the objective lm alone");
     if (c->objective.kind == OBJECTIVE_DPO && c->seq_max > c->rows_max / 2)
         return err_set(err, ST_USAGE, "dpo: a micro-batch of %u rows does not hold two samples of %u", c->rows_max,
                        c->seq_max);
@@ -71,14 +74,16 @@ static uint32_t longest_unit(const struct trainer_config *c)
 
 static struct transformer_config transformer_config_of(const struct trainer_config *c)
 {
-    return (struct transformer_config){ops_of(c->ops), c->shape, c->rows_max,          c->seq_max,
-                                       c->threads,     true,     c->checkpoint_layers, c->objective.distil > 0};
+    return (struct transformer_config){
+        ops_of(c->ops), c->shape, c->rows_max,          c->seq_max,
+        c->threads,     true,     c->checkpoint_layers, objective_distils(&c->objective)};
 }
 
 static void layout(struct trainer *t, struct arena *arena)
 {
     t->block = arena_reals(arena, t->n);
     t->grad = arena_reals(arena, t->n);
+    t->start = t->config.objective.distil[TEACHER_START] > 0 ? arena_reals(arena, t->n) : NULL;
     t->optimizer.m = arena_reals(arena, t->n);
     t->optimizer.v = arena_reals(arena, t->n);
 }
@@ -197,6 +202,8 @@ void trainer_free(struct trainer *trainer)
 void trainer_set_adapter(struct trainer *trainer, const float *block)
 {
     memcpy(trainer->block, block, trainer->n * sizeof *block);
+    if (trainer->start)
+        memcpy(trainer->start, block, trainer->n * sizeof *block);
     trainer->optimizer.lr = trainer->config.lr;
     optimizer_reset(&trainer->optimizer);
 }
@@ -284,8 +291,8 @@ enum status trainer_step(struct trainer *trainer, const struct packed *batches, 
     }
     if (r.n_targets) {
         for (uint32_t b = 0, at = 0; b < n_batches; at += batches[b++].n_samples) {
-            if (trainer->config.objective.distil > 0)
-                transformer_teach(trainer->transformer, &batches[b]);
+            if (objective_distils(objective))
+                transformer_teach(trainer->transformer, trainer->start, &batches[b], objective);
             transformer_run(trainer->transformer, trainer->block, trainer->grad, &batches[b], objective,
                             1 / (float)count, trainer->nll + at, trainer->n_targets + at);
             r.loss += objective_sum(objective, &batches[b], trainer->nll + at);

@@ -32,7 +32,7 @@ struct transformer {
     uint32_t n_picked;
     void *att_picked;        /* (n_picked, H*D) attention's output in the last layer, activations */
     real *x_out;             /* (n_picked, C) after the last layer */
-    real *x_base;            /* (n_taught, C) the same of the bare base, with distillation */
+    real *x_taught;          /* (n_taught, C) the same of the teachers, with distillation */
     uint32_t n_taught;       /* 0: nothing is distilled */
     void *normed;            /* (M, C) activations */
     void *hidden;            /* (M, F) activations: silu(gate) * up */
@@ -85,7 +85,7 @@ static uint64_t layout(struct transformer *t, const struct arch *a, struct arena
     t->picked = arena_take(arena, M * sizeof *t->picked);
     t->att_picked = activations(t, arena, M * H * D);
     t->x_out = arena_reals(arena, M * C);
-    t->x_base = c->distil ? arena_reals(arena, M * C) : NULL;
+    t->x_taught = c->distil ? arena_reals(arena, M * C) : NULL;
     t->normed = activations(t, arena, M * C);
     t->hidden = activations(t, arena, M * a->d_ff);
     if (c->train) {
@@ -412,15 +412,15 @@ static void pick_targets(struct transformer *t, const struct packed *packed)
             t->picked[t->n_picked++] = m;
 }
 
-/* The distilled samples of a batch as one of their own; borrows nothing. */
-static void pack_distilled(const struct packed *from, struct packed *out)
+/* A teacher's samples of a batch as one of their own; borrows nothing. */
+static void pack_taught(const struct packed *from, enum teacher teacher, struct packed *out)
 {
     *out = (struct packed){.tokens = xcalloc((size_t)from->n_rows + 1, sizeof *out->tokens),
                            .mask = xcalloc((size_t)from->n_rows + 1, sizeof *out->mask),
                            .cu_seqlens = xcalloc((size_t)from->n_samples + 1, sizeof *out->cu_seqlens)};
     for (uint32_t s = 0; s < from->n_samples; s++) {
         uint32_t begin = from->cu_seqlens[s], n = from->cu_seqlens[s + 1] - begin;
-        if (!from->distilled[s])
+        if (from->distilled[s] != teacher)
             continue;
         memcpy(out->tokens + out->n_rows, from->tokens + begin, n * sizeof *out->tokens);
         memcpy(out->mask + out->n_rows, from->mask + begin, n * sizeof *out->mask);
@@ -429,21 +429,44 @@ static void pack_distilled(const struct packed *from, struct packed *out)
     }
 }
 
-void transformer_teach(struct transformer *t, const struct packed *packed)
+/* Puts a teacher's rows where they belong among those of all taught samples. */
+static void keep_taught(struct transformer *t, const struct packed *packed, enum teacher teacher,
+                        const struct objective *objective)
 {
-    struct packed few;
+    size_t C = t->w->arch.d_model, from = 0, to = 0;
+    for (uint32_t s = 0; s < packed->n_samples; s++) {
+        enum teacher by = packed->distilled[s];
+        size_t n = 0;
+        if (objective->distil[by] <= 0)
+            continue;
+        for (uint32_t m = packed->cu_seqlens[s]; m < packed->cu_seqlens[s + 1]; m++)
+            n += packed->mask[m];
+        if (by == teacher) {
+            memcpy(t->x_taught + to * C, t->x_out + from * C, n * C * sizeof(real));
+            from += n;
+        }
+        to += n;
+    }
+    t->n_taught += t->n_picked;
+}
+
+void transformer_teach(struct transformer *t, const real *start, const struct packed *packed,
+                       const struct objective *objective)
+{
     CHECK(t->config.distil && packed->n_rows <= t->config.rows_max);
     t->n_taught = 0;
-    if (!packed->distilled)
-        return;
-    pack_distilled(packed, &few);
-    pick_targets(t, &few);
-    if (t->n_picked) {
-        forward(t, NULL, &few);
-        memcpy(t->x_base, t->x_out, (size_t)t->n_picked * t->w->arch.d_model * sizeof(real));
-        t->n_taught = t->n_picked;
+    for (enum teacher teacher = TEACHER_BASE; packed->distilled && teacher < TEACHERS; teacher++) {
+        struct packed few;
+        if (objective->distil[teacher] <= 0)
+            continue;
+        pack_taught(packed, teacher, &few);
+        pick_targets(t, &few);
+        if (t->n_picked) {
+            forward(t, teacher == TEACHER_START ? start : NULL, &few);
+            keep_taught(t, packed, teacher, objective);
+        }
+        packed_release(&few);
     }
-    packed_release(&few);
 }
 
 void transformer_run(struct transformer *t, const real *block, real *grad, const struct packed *packed,
@@ -455,7 +478,7 @@ void transformer_run(struct transformer *t, const real *block, real *grad, const
         return;
     pick_targets(t, packed);
     forward(t, block, packed);
-    loss_run(&t->loss, t->w, grad ? t->dx : NULL, t->x_out, grad && t->n_taught ? t->x_base : NULL, packed, objective,
+    loss_run(&t->loss, t->w, grad ? t->dx : NULL, t->x_out, grad && t->n_taught ? t->x_taught : NULL, packed, objective,
              grad_scale, nll, n_targets);
     t->n_taught = 0;
     if (!grad)

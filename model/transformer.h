@@ -56,9 +56,10 @@ enum status transformer_accepts(const struct transformer *t, const struct packed
 void transformer_run(struct transformer *t, const real *block, real *grad, const struct packed *packed,
                      const struct objective *objective, real grad_scale, double *nll, uint32_t *n_targets);
 
-/* Reads the batch's distilled samples with the bare base. The next transformer_run() must be of the same batch, with a
- * gradient: what they predict goes into its objective. */
-void transformer_teach(struct transformer *t, const struct packed *packed);
+/* Has the teachers that have a share (pack.h; `start`: the adapter of TEACHER_START, else not read) read the batch's samples of theirs. The
+ * next transformer_run() must be of the same batch, with a gradient: what they predict goes into its objective. */
+void transformer_teach(struct transformer *t, const real *start, const struct packed *packed,
+                       const struct objective *objective);
 
 /* logits (n, V) at some rows of an accepted batch; n <= rows_max */
 void transformer_logits(struct transformer *t, const real *block, const struct packed *packed, const uint32_t *rows,

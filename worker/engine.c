@@ -65,7 +65,8 @@ static struct trainer_config config_of(const struct engine *engine, const Alv__T
         c.weight_decay = train->weight_decay;
         c.clip = train->clip;
         c.warmup_steps = train->warmup_steps;
-        c.objective.distil = train->distil_permille / 1000.0;
+        c.objective.distil[TEACHER_BASE] = train->distil_permille / 1000.0;
+        c.objective.distil[TEACHER_START] = train->history_distil_permille / 1000.0;
     }
     return c;
 }
@@ -75,7 +76,8 @@ static bool same_config(const struct trainer_config *a, const struct trainer_con
     return adapter_shape_eq(&a->shape, &b->shape) && a->lr == b->lr && a->beta1 == b->beta1 && a->beta2 == b->beta2 &&
            a->eps == b->eps && a->weight_decay == b->weight_decay && a->clip == b->clip &&
            a->warmup_steps == b->warmup_steps && a->rows_max == b->rows_max && a->seq_max == b->seq_max &&
-           a->checkpoint_layers == b->checkpoint_layers && a->objective.distil == b->objective.distil;
+           a->checkpoint_layers == b->checkpoint_layers &&
+           !memcmp(a->objective.distil, b->objective.distil, sizeof a->objective.distil);
 }
 
 static enum status make_trainer(struct engine *engine, const struct trainer_config *config, struct err *err)

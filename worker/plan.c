@@ -120,6 +120,7 @@ static enum status train_check(const Alv__TrainConfig *t, struct err *err)
         {"sample_k", t->sample_k, 1, SAMPLE_K_MAX},
         {"decay_permille", t->decay_permille, 0, 1000},
         {"distil_permille", t->distil_permille, 0, 1000},
+        {"history_distil_permille", t->history_distil_permille, 0, 1000},
         {"history_boost_permille", t->history_boost_permille, 0, 100000},
         {"average_permille", t->average_permille, 0, 1000},
         {"anchor_boost_permille", t->anchor_boost_permille, 0, 100000},

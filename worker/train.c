@@ -99,14 +99,15 @@ enum status train_ready(const struct engine *engine, struct view *view, const Al
 struct step_batches {
     struct sample *samples;
     struct packed *batches;
-    bool *anchor;   /* of each sample */
-    float *weights; /* of each sample */
+    uint8_t *taught; /* of each sample: its teacher */
+    float *weights;  /* of each sample */
     uint32_t n_samples, n_batches;
 };
 
 static void pack_step(const struct lease_work *work, const Alv__TrainConfig *train, uint32_t step, uint32_t rows_max,
                       struct step_batches *out)
 {
+    static const uint8_t teacher_of[MIX_POOLS] = {[MIX_HISTORY] = TEACHER_START, [MIX_ANCHOR] = TEACHER_BASE};
     const float weight_of[MIX_POOLS] = {
         [MIX_FRESH] = 1,
         [MIX_HISTORY] = 1 + (float)train->history_boost_permille / 1000,
@@ -120,16 +121,16 @@ static void pack_step(const struct lease_work *work, const Alv__TrainConfig *tra
             (struct sample){work->ids[s->pool].ids + s->begin, work->mask[s->pool].data + s->begin, s->n_tokens};
     }
     out->batches = xcalloc(n, sizeof *out->batches);
-    out->anchor = xcalloc(n, sizeof *out->anchor);
+    out->taught = xcalloc(n, sizeof *out->taught);
     out->weights = xcalloc(n, sizeof *out->weights);
     for (uint32_t i = 0; i < n; i++) {
-        out->anchor[i] = work->order.samples[first + i].pool == MIX_ANCHOR;
+        out->taught[i] = teacher_of[work->order.samples[first + i].pool];
         out->weights[i] = weight_of[work->order.samples[first + i].pool];
     }
     for (uint32_t at = 0, taken; at < n; at += taken) {
         struct packed *batch = &out->batches[out->n_batches++];
         taken = pack_samples(out->samples + at, n - at, rows_max, batch);
-        batch->distilled = out->anchor + at;
+        batch->distilled = out->taught + at;
         batch->weights = out->weights + at;
     }
 }
@@ -139,7 +140,7 @@ static void step_batches_release(struct step_batches *b)
     for (uint32_t i = 0; i < b->n_batches; i++)
         packed_release(&b->batches[i]);
     free(b->batches);
-    free(b->anchor);
+    free(b->taught);
     free(b->weights);
     free(b->samples);
 }

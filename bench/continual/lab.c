@@ -58,8 +58,13 @@ static const struct arm arms[] = {
      .what = "replay30-own-h2a4, each lease ending at the mean of its states over its last quarter"},
     {"joint-avg", PLAIN, RATIO(200, 50), .joint = true, .average_permille = 500,
      .what = "joint, each lease ending at the mean of its states over its last half"},
+    {"replay25-own-h2a4-p50-avg", PLAIN, RATIO(200, 50), .own_anchor = true, .history_boost = 1000,
+     .anchor_boost = 3000, .average_permille = 500, .history_distil = 500,
+     .what = "replay25-own-h2a4-avg, history teaching half its text and half what the parent predicts there"},
+    {"replay25-own-h2a4-p50-avg-ema30", .of = "replay25-own-h2a4-p50-avg", .ema_permille = 300,
+     .what = "replay25-own-h2a4-p50-avg, what is published being the mean of states, that before counting 0.3"},
     {"replay25-own-h2a4-avg-ema30", .of = "replay25-own-h2a4-avg", .ema_permille = 300,
-     .what = "replay25-own-h2a4-avg, what is published being the mean of states, that before counting 0.3"},
+     .what = "replay25-own-h2a4-avg, the same"},
     {"replay25-own-h2a4-ema30", .of = "replay25-own-h2a4", .ema_permille = 300, .what = "replay25-own-h2a4, the same"},
     {"replay25-own-ema30", .of = "replay25-own", .ema_permille = 300, .what = "replay25-own, the same"},
     {"replay25-ema30", .of = "replay25", .ema_permille = 300, .what = "replay25, the same"},
@@ -416,6 +421,7 @@ static void make_lease(const struct lab *lab, const struct cell *cell, uint32_t 
     b->train.sample_k = c->sample_k;
     b->train.delta_coding = arm->coding;
     b->train.decay_permille = arm->decay_permille, b->train.average_permille = arm->average_permille;
+    b->train.history_distil_permille = arm->history_distil;
     b->train.distil_permille = arm->own_anchor ? 1000 : 0;
     b->train.history_boost_permille = arm->history_boost, b->train.anchor_boost_permille = arm->anchor_boost;
     for (uint32_t i = 0; i <= D; i++) {

@@ -53,6 +53,7 @@ struct arm {
     uint32_t coding;      /* enum delta_coding, on the way to the combination */
     uint32_t decay_permille, average_permille;
     uint32_t history_boost, anchor_boost; /* permille */
+    uint32_t history_distil;              /* permille: the parent's predictions in what history teaches */
     uint32_t outer_momentum, outer_rate; /* permille: how a round's change is taken, see outer_step(); 0, 0: as it is */
     bool own_anchor; /* the anchor is text that the base wrote, and teaches the base's predictions */
     const char *of; /* trained as this arm is; what is scored is the exponential mean of its states after each stage: */

@@ -185,6 +185,7 @@ static Alv__TrainConfig *train_config(const struct core *core)
     t->decay_permille = s->decay_permille;
     t->average_permille = s->average_permille;
     t->distil_permille = s->distil_permille;
+    t->history_distil_permille = s->history_distil_permille;
     t->history_boost_permille = s->history_boost_permille;
     t->anchor_boost_permille = s->anchor_boost_permille;
     t->sample_k = s->sample_k;

@@ -48,6 +48,8 @@ static const struct row rows[] = {
     ROW(U32, history_permille, 200, 0, 900, "of all tokens, from settled history"),
     ROW(U32, distil_permille, 0, 0, 1000,
         "share of the base's predictions in what anchor text teaches; the rest is the text"),
+    ROW(U32, history_distil_permille, 0, 0, 1000,
+        "share of the parent's predictions in what history teaches; the rest is the text"),
     ROW(U32, history_boost_permille, 0, 0, 100000, "by how much more a token of history counts than a fresh one"),
     ROW(U32, anchor_boost_permille, 0, 0, 100000, "by how much more a token of the anchor counts than a fresh one"),
     ROW(U32, sample_k, 4096, 1, 16777216, "segments of a domain's replay sample"),

@@ -21,7 +21,7 @@ struct settings {
     uint32_t rank, alpha;
     double lr, beta1, beta2, weight_decay, clip;
     uint32_t decay_permille, warmup_steps;
-    uint32_t anchor_permille, history_permille, distil_permille;
+    uint32_t anchor_permille, history_permille, distil_permille, history_distil_permille;
     uint32_t history_boost_permille, anchor_boost_permille, average_permille;
     uint32_t ema_permille; /* the share of what was published before in what is published */
     uint32_t sample_k;

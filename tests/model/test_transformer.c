@@ -153,36 +153,40 @@ static void check_gradients(const char *what, const struct arch *arch, uint32_t 
 
 static const float uneven[N_SAMPLES] = {1, 3, 0.5f, 2.25f};
 
-/* sum over targets of (1 - d) nll(text) + d nll(the base's predictions), each with its sample's weight, from logits alone */
-static double distilled_loss(struct transformer *t, const real *block, const struct packed *p, double d)
+/* sum over targets of (1 - d) nll(text) + d nll(the teacher's predictions), each with its sample's weight, from logits alone */
+static double distilled_loss(struct transformer *t, const real *block, const real *start, const struct packed *p,
+                             const struct objective *o)
 {
-    real logits[12 * VOCAB], of_base[12 * VOCAB];
+    real logits[12 * VOCAB], taught[TEACHERS][12 * VOCAB];
     uint32_t rows[12] = {0}, n = 0, s = 0;
     double sum = 0;
     for (uint32_t m = 0; m < p->n_rows; m++)
         if (p->mask[m])
             rows[n++] = m;
     transformer_logits(t, block, p, rows, n, logits);
-    transformer_logits(t, NULL, p, rows, n, of_base);
+    transformer_logits(t, NULL, p, rows, n, taught[TEACHER_BASE]);
+    transformer_logits(t, start, p, rows, n, taught[TEACHER_START]);
     for (uint32_t i = 0; i < n; i++) {
-        const real *x = logits + i * VOCAB, *y = of_base + i * VOCAB;
-        double zx = 0, zy = 0, cross = 0;
-        for (uint32_t v = 0; v < VOCAB; v++)
-            zx += exp(x[v]), zy += exp(y[v]);
-        for (uint32_t v = 0; v < VOCAB; v++)
-            cross += exp(y[v]) / zy * (log(zx) - x[v]);
         while (rows[i] >= p->cu_seqlens[s + 1])
             s++;
+        const real *x = logits + i * VOCAB, *y = taught[p->distilled[s]] + i * VOCAB;
+        double d = o->distil[p->distilled[s]];
+        double zx = 0, zy = 0, cross = 0;
+        for (uint32_t v = 0; v < VOCAB; v++)
+            zx += exp(x[v]), zy += d > 0 ? exp(y[v]) : 0;
+        for (uint32_t v = 0; v < VOCAB && d > 0; v++)
+            cross += exp(y[v]) / zy * (log(zx) - x[v]);
         double text = log(zx) - x[p->targets[rows[i]]];
-        sum += (double)p->weights[s] * (p->distilled[s] ? (1 - d) * text + d * cross : text);
+        sum += (double)p->weights[s] * ((1 - d) * text + d * cross);
     }
     return sum;
 }
 
 static void test_gradients_of_distillation(void)
 {
-    static const bool distilled[N_SAMPLES] = {true, false, false, true}, none[N_SAMPLES] = {0};
-    const struct objective o = {.kind = OBJECTIVE_LM, .distil = 0.7};
+    static const uint8_t distilled[N_SAMPLES] = {TEACHER_START, TEACHER_NONE, TEACHER_BASE, TEACHER_START};
+    static const uint8_t none[N_SAMPLES] = {0};
+    const struct objective o = {.kind = OBJECTIVE_LM, .distil = {[TEACHER_BASE] = 0.7, [TEACHER_START] = 0.4}};
     struct weights *w = random_weights(&toy_llama, 11);
     struct transformer_config config = {
         .ops = &ops_ref, .rows_max = 12, .seq_max = 6, .threads = 1, .train = true, .distil = true};
@@ -193,21 +197,23 @@ static void test_gradients_of_distillation(void)
     EXPECT_ST(adapter_shape_of(&toy_llama, 2, 3, LORA_ALL, &config.shape, &err), ST_OK, &err);
     REQUIRE(EXPECT_ST(transformer_new(w, &config, &t, &err), ST_OK, &err));
     size_t n = adapter_floats(&config.shape);
-    real *block = xcalloc(n, sizeof *block), *grad = xcalloc(n, sizeof *grad), *plain = xcalloc(n, sizeof *plain);
+    real *block = xcalloc(n, sizeof *block), *grad = xcalloc(n, sizeof *grad), *plain = xcalloc(n, sizeof *plain),
+         *start = xcalloc(n, sizeof *start);
     double nll[N_SAMPLES] = {0}, again[N_SAMPLES] = {0}, worst = 0, norm = 0;
     uint32_t counts[N_SAMPLES] = {0};
     rng_seed(&rng, 5);
     fill(&rng, block, n, 0.3, 0);
+    fill(&rng, start, n, 0.3, 0);
     packed.distilled = distilled;
     packed.weights = uneven;
-    transformer_teach(t, &packed);
+    transformer_teach(t, start, &packed, &o);
     transformer_run(t, block, grad, &packed, &o, 0.5, nll, counts);
     for (size_t i = 0; i < n; i++) {
         const double h = 1e-5, old = block[i];
         block[i] = old + h;
-        double up = distilled_loss(t, block, &packed, o.distil);
+        double up = distilled_loss(t, block, start, &packed, &o);
         block[i] = old - h;
-        double down = distilled_loss(t, block, &packed, o.distil);
+        double down = distilled_loss(t, block, start, &packed, &o);
         block[i] = old;
         worst = fmax(worst, fabs(grad[i] - 0.5 * (up - down) / (2 * h)));
         norm = fmax(norm, fabs(grad[i]));
@@ -217,13 +223,13 @@ static void test_gradients_of_distillation(void)
     EXPECT(memcmp(plain, grad, n * sizeof *grad) != 0 && !memcmp(nll, again, sizeof nll)); /* losses stay the text's */
     memset(grad, 0, n * sizeof *grad);
     packed.distilled = none;
-    transformer_teach(t, &packed);
+    transformer_teach(t, start, &packed, &o);
     transformer_run(t, block, grad, &packed, &o, 0.5, again, counts);
     EXPECT(!memcmp(plain, grad, n * sizeof *grad));
     packed_release(&packed);
     transformer_free(t);
     weights_free(w);
-    free(block), free(grad), free(plain);
+    free(block), free(grad), free(plain), free(start);
 }
 
 static void test_gradients_of_each_objective(void)

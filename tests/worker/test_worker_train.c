@@ -114,7 +114,7 @@ static void test_same_lease_same_bytes(void)
     engine_close(&engine);
 }
 
-/* What the anchor holds learns from the base as well: another delta, the same one each time; nothing else does. */
+/* What the anchor holds learns from the base as well, and history from the parent: another delta, the same one each time. */
 static void test_distilled_lease(void)
 {
     struct engine engine;
@@ -132,8 +132,18 @@ static void test_distilled_lease(void)
     EXPECT_EQ(first.target_tokens, plain.target_tokens);
     EXPECT_ST(train(&engine, view, lease, &never, &again, &err), ST_OK, &err);
     EXPECT(again.delta.len == first.delta.len && memcmp(again.delta.data, first.delta.data, first.delta.len) == 0);
+    lease->train->history_distil_permille = 500;
+    struct train_result both = {0};
+    EXPECT_ST(train(&engine, view, lease, &never, &both, &err), ST_OK, &err);
+    EXPECT(memcmp(both.delta.data, first.delta.data, first.delta.len) != 0);
+    EXPECT_EQ(both.target_tokens, first.target_tokens);
+    train_result_release(&again);
+    EXPECT_ST(train(&engine, view, lease, &never, &again, &err), ST_OK, &err);
+    EXPECT(memcmp(again.delta.data, both.delta.data, both.delta.len) == 0);
+    train_result_release(&both);
     train_result_release(&again);
     train_result_release(&first);
+    lease->train->history_distil_permille = 0;
     lease->train->distil_permille = 0;
     lease->train->decay_permille = 500; /* and a rate that falls: another delta, a smaller way */
     EXPECT_ST(train(&engine, view, lease, &never, &first, &err), ST_OK, &err);
