@@ -355,3 +355,23 @@ enum status combine(const struct adapter_shape *shape, const float *parent, cons
     }
     return combine_checked(shape, parent, inputs, n, settings, candidate, rows, result, err);
 }
+
+static void mix(float *published, const float *state, size_t n, double ema, double scale)
+{
+    const float keep = (float)ema, take = (float)((1 - ema) * scale);
+    for (size_t i = 0; i < n; i++)
+        published[i] = take * state[i] + keep * published[i];
+}
+
+void publish_next(const struct adapter_shape *shape, const struct publish_rule *rule, const float *state,
+                  float *published)
+{
+    for (uint32_t l = 0; l < shape->n_layers; l++)
+        for (int m = 0; m < LORA_MODULES; m++) {
+            if (!(shape->targets & 1u << m))
+                continue;
+            size_t a = adapter_at_a(shape, l, (enum lora_module)m), b = adapter_at_b(shape, l, (enum lora_module)m);
+            mix(published + a, state + a, b - a, rule->ema, 1);
+            mix(published + b, state + b, (size_t)shape->out[m] * shape->rank, rule->ema, rule->scale);
+        }
+}

@@ -73,4 +73,21 @@ enum status combine_checked(const struct adapter_shape *shape, const float *pare
                             uint32_t n, const struct combine_settings *settings, float *candidate,
                             struct combine_row *rows, struct combine_result *result, struct err *err);
 
+/* What a lineage publishes of its training states: their exponential mean over the versions, in which what was published before counts
+ * `ema` (temporal ensembles: Soutif-Cormerais et al. 2023, arXiv 2306.16817), and of what that adds to the base the part `scale` (between
+ * base and tuned weights: Wortsman et al. 2022, arXiv 2109.01903). */
+struct publish_rule {
+    double ema;   /* 0 .. below 1 */
+    double scale; /* above 0 .. 1 */
+};
+
+static inline bool publish_rule_plain(const struct publish_rule *rule) /* the state itself is published */
+{
+    return rule->ema == 0 && rule->scale == 1;
+}
+
+/* `published`: of the parent; becomes what follows it. Version 0 publishes its state. */
+void publish_next(const struct adapter_shape *shape, const struct publish_rule *rule, const float *state,
+                  float *published);
+
 #endif

@@ -18,7 +18,7 @@ struct job {
     uint64_t round;
     uint32_t attempt;
     double step;
-    double ema;
+    struct publish_rule rule;
     struct digest published, state; /* the parent's */
     uint32_t n;
     struct aggregate_delta *deltas;
@@ -99,18 +99,16 @@ static enum status admit(struct aggregator *a, const struct aggregate_delta *del
     return st;
 }
 
-/* Stores the new training state, and in its place what is published: its exponential mean with what the parent published (temporal
- * ensembles: Soutif-Cormerais et al. 2023, arXiv 2306.16817). `spare`: room for a block. */
-static enum status part_from_state(struct aggregator *a, const struct job *job, float *candidate, float *spare,
+/* Stores the new training state as a file of its own; `candidate` becomes what is published of it. */
+static enum status part_from_state(struct aggregator *a, const struct job *job, const float *state, float *candidate,
                                    struct version_files *files, struct err *err)
 {
-    const float before = (float)job->ema;
-    enum status st = store_peft(a->config.blobs, &a->config.shape, candidate, &files->state, &files->state_bytes,
+    enum status st = store_peft(a->config.blobs, &a->config.shape, state, &files->state, &files->state_bytes,
                                 files->state_sha256, err);
     if (!st)
-        st = load(a, &job->published, spare, err);
-    for (size_t i = 0; !st && i < adapter_floats(&a->config.shape); i++)
-        candidate[i] = (1 - before) * candidate[i] + before * spare[i];
+        st = load(a, &job->published, candidate, err);
+    if (!st)
+        publish_next(&a->config.shape, &job->rule, state, candidate);
     return st;
 }
 
@@ -171,7 +169,7 @@ static struct result *work(struct aggregator *a, const struct job *job)
     struct err err = {""};
     double start = clock_s();
     size_t floats = adapter_floats(&a->config.shape);
-    float *parent = xcalloc(floats, sizeof *parent), *candidate = xcalloc(floats, sizeof *candidate);
+    float *parent = xcalloc(floats, sizeof *parent), *state = xcalloc(floats, sizeof *state);
     struct combine_input *inputs = xcalloc(job->n + 1, sizeof *inputs);
     struct result *r = xcalloc(1, sizeof *r);
     struct aggregated *out = &r->aggregated;
@@ -182,15 +180,17 @@ static struct result *work(struct aggregator *a, const struct job *job)
     for (uint32_t i = 0; i < job->n; i++)
         inputs[i].fd = -1;
 
-    enum status st = combine_job(a, job, inputs, parent, candidate, out, &err);
-    if (!st && job->ema > 0)
-        st = part_from_state(a, job, candidate, parent, &out->files, &err);
+    enum status st = combine_job(a, job, inputs, parent, state, out, &err);
+    const bool plain = publish_rule_plain(&job->rule);
+    float *candidate = plain ? state : parent;
+    if (!st && !plain)
+        st = part_from_state(a, job, state, candidate, &out->files, &err);
     if (!st)
         st = aggregate_store(a->config.blobs, &a->config.card, &a->config.shape, candidate, &out->files, &err);
     if (!st) {
         blob_pin(a->config.blobs, &out->files.peft);
         blob_pin(a->config.blobs, &out->files.gguf);
-        if (job->ema > 0)
+        if (!plain)
             blob_pin(a->config.blobs, &out->files.state);
         r->pinned = true;
         log_info("aggregate", "candidate round=%llu attempt=%u deltas=%u seconds=%.2f", (unsigned long long)job->round,
@@ -206,7 +206,7 @@ static struct result *work(struct aggregator *a, const struct job *job)
             close(inputs[i].fd);
     free(inputs);
     free(parent);
-    free(candidate);
+    free(state);
     return r;
 }
 
@@ -306,7 +306,7 @@ void aggregator_submit(struct aggregator *a, const struct effect *effect)
     job->round = effect->aggregate.round;
     job->attempt = effect->aggregate.attempt;
     job->step = effect->aggregate.step;
-    job->ema = effect->aggregate.ema;
+    job->rule = effect->aggregate.rule;
     job->published = effect->aggregate.parent_peft;
     job->state = effect->aggregate.parent_state;
     job->n = effect->aggregate.n;

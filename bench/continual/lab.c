@@ -63,6 +63,8 @@ static const struct arm arms[] = {
      .what = "replay25-own-h2a4-avg, history teaching half its text and half what the parent predicts there"},
     {"replay25-own-h2a4-p50-avg-ema30", .of = "replay25-own-h2a4-p50-avg", .ema_permille = 300,
      .what = "replay25-own-h2a4-p50-avg, what is published being the mean of states, that before counting 0.3"},
+    {"replay25-own-h2a4-p50-avg-ema30-92", .of = "replay25-own-h2a4-p50-avg", .ema_permille = 300,
+     .publish_permille = 920, .what = "the same, 0.92 of it being published"},
     {"replay25-own-h2a4-avg-ema30", .of = "replay25-own-h2a4-avg", .ema_permille = 300,
      .what = "replay25-own-h2a4-avg, the same"},
     {"replay25-own-h2a4-ema30", .of = "replay25-own-h2a4", .ema_permille = 300, .what = "replay25-own-h2a4, the same"},
@@ -643,24 +645,23 @@ static enum status state_after(struct lab *lab, const struct cell *at, float *bl
     return status;
 }
 
-/* What is published after a stage: the state, or the exponential mean of the states so far (temporal ensembles: Soutif-Cormerais et al.
- * 2023, arXiv 2306.16817). */
+/* What is published after a stage. */
 static enum status published_after(struct lab *lab, const struct cell *at, float *block, const atomic_bool *cancel,
                                    struct err *err)
 {
-    if (!at->arm->ema_permille)
+    if (!at->arm->of)
         return state_after(lab, at, block, cancel, err);
-    const float keep = (float)at->arm->ema_permille / 1000;
-    size_t n = adapter_floats(&lab->engine.shape);
-    float *state = xmalloc(n * sizeof *state);
+    const struct publish_rule rule = {at->arm->ema_permille / 1000.0,
+                                      at->arm->publish_permille ? at->arm->publish_permille / 1000.0 : 1};
+    float *state = xmalloc(adapter_floats(&lab->engine.shape) * sizeof *state);
     struct cell cell = *at;
     cell.stage = 0;
     enum status status = state_after(lab, &cell, block, cancel, err);
     while (status == ST_OK && cell.stage < at->stage) {
         cell.stage++;
         status = state_after(lab, &cell, state, cancel, err);
-        for (size_t i = 0; i < n && status == ST_OK; i++)
-            block[i] = (1 - keep) * state[i] + keep * block[i];
+        if (status == ST_OK)
+            publish_next(&lab->engine.shape, &rule, state, block);
     }
     free(state);
     return status;

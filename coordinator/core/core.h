@@ -24,8 +24,8 @@
 #include <stdbool.h>
 #include <stdint.h>
 
-#include "adapter/adapter.h"
 #include "adapter/card.h"
+#include "adapter/combine.h"
 #include "alluvium.pb-c.h"
 #include "base/hash.h"
 #include "base/ids.h"
@@ -170,7 +170,7 @@ struct effect {
             double step; /* 1, or 0.5 for the half step */
             uint64_t parent;
             struct digest parent_peft, parent_state; /* the same where the parent's weights are its state */
-            double ema; /* the share of parent_peft in what is published; 0: the new state is */
+            struct publish_rule rule;                /* what is published of the new state */
             uint32_t n;
             struct aggregate_delta {
                 uint64_t lease;

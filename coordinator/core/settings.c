@@ -44,6 +44,7 @@ static const struct row rows[] = {
     ROW(U32, average_permille, 0, 0, 1000, "of a lease's steps, its last: it ends at the mean of its states over them"),
     ROW(U32, ema_permille, 0, 0, 900,
         "share of what was published before in what is published; training goes on from the rest alone"),
+    ROW(U32, publish_permille, 1000, 1, 1000, "of what training adds to the base, what is published of it"),
     ROW(U32, anchor_permille, 50, 0, 900, "of all tokens, from the anchor domain"),
     ROW(U32, history_permille, 200, 0, 900, "of all tokens, from settled history"),
     ROW(U32, distil_permille, 0, 0, 1000,

@@ -23,7 +23,7 @@ struct settings {
     uint32_t decay_permille, warmup_steps;
     uint32_t anchor_permille, history_permille, distil_permille, history_distil_permille;
     uint32_t history_boost_permille, anchor_boost_permille, average_permille;
-    uint32_t ema_permille; /* the share of what was published before in what is published */
+    uint32_t ema_permille, publish_permille; /* what is published of a training state: struct publish_rule */
     uint32_t sample_k;
     uint32_t lease_steps_min; /* a lease has at least this many optimiser steps ... */
     uint32_t lease_steps_max; /* ... and at most this many */

@@ -362,6 +362,32 @@ static void test_idle_deltas_do_not_clip_the_others(void)
     free_world(&w);
 }
 
+/* After two versions, written out: A is a mean, and so is the scaled B. */
+static void test_what_is_published_is_a_mean(void)
+{
+    const struct publish_rule rule = {.ema = 0.25, .scale = 0.8}, plain = {.ema = 0, .scale = 1};
+    float *first = random_block(1, 1), *second = random_block(2, 1), *start = random_block(3, 1);
+    float *published = xmemdup(start, adapter_floats(&SHAPE) * sizeof *start);
+    EXPECT(publish_rule_plain(&plain) && !publish_rule_plain(&rule));
+    publish_next(&SHAPE, &rule, first, published);
+    publish_next(&SHAPE, &rule, second, published);
+    size_t seen = 0;
+    for (uint32_t l = 0; l < SHAPE.n_layers; l++)
+        for (int m = 0; m < LORA_MODULES; m++) {
+            if (!(SHAPE.targets & 1u << m))
+                continue;
+            size_t a = adapter_at_a(&SHAPE, l, (enum lora_module)m), b = adapter_at_b(&SHAPE, l, (enum lora_module)m);
+            size_t end = b + (size_t)SHAPE.out[m] * SHAPE.rank;
+            for (size_t i = a; i < end; i++, seen++)
+                EXPECT_NEAR(published[i], 0.75 * (i < b ? 1 : 0.8) * (second[i] + 0.25 * first[i]) + 0.0625 * start[i],
+                            1e-6);
+        }
+    EXPECT_EQ(seen, adapter_floats(&SHAPE));
+    publish_next(&SHAPE, &plain, second, published);
+    EXPECT(!memcmp(published, second, adapter_floats(&SHAPE) * sizeof *second));
+    free(first), free(second), free(start), free(published);
+}
+
 int main(void)
 {
     hash_start();
@@ -373,5 +399,6 @@ int main(void)
     RUN(test_same_delta_twice_has_no_factor_error);
     RUN(test_hostile_inputs);
     RUN(test_idle_deltas_do_not_clip_the_others);
+    RUN(test_what_is_published_is_a_mean);
     return harness_end();
 }

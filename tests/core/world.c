@@ -401,7 +401,7 @@ void world_aggregated(struct world *w, enum status status, int refused)
     for (uint32_t i = 0; i < n; i++)
         for (unsigned j = 0; j < w->n_bad && j < 64; j++)
             a.files.peft.b[31] |= e.aggregate.deltas[i].lease == w->bad_leases[j];
-    if (e.aggregate.ema > 0) {
+    if (!publish_rule_plain(&e.aggregate.rule)) {
         a.files.state = a.files.peft;
         a.files.state.b[0] ^= 1;
         a.files.state_bytes = 7;

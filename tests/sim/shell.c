@@ -102,7 +102,7 @@ static void aggregate(struct world *w, const struct effect *e)
         f->gguf.b[0] ^= 1;
         blob_hold(w, &f->peft);
         blob_hold(w, &f->gguf);
-        if (e->aggregate.ema > 0) {
+        if (!publish_rule_plain(&e->aggregate.rule)) {
             f->state = f->peft;
             f->state.b[0] ^= 2;
             f->state_bytes = 64;
