@@ -86,7 +86,7 @@ static inline bool publish_rule_plain(const struct publish_rule *rule) /* the st
     return rule->ema == 0 && rule->scale == 1;
 }
 
-/* `published`: of the parent; becomes what follows it. Version 0 publishes its state. */
+/* `published`: of the parent; becomes what follows it. Version 0 has learnt nothing that counts: what follows it has an `ema` of 0. */
 void publish_next(const struct adapter_shape *shape, const struct publish_rule *rule, const float *state,
                   float *published);
 

@@ -651,8 +651,7 @@ static enum status published_after(struct lab *lab, const struct cell *at, float
 {
     if (!at->arm->of)
         return state_after(lab, at, block, cancel, err);
-    const struct publish_rule rule = {at->arm->ema_permille / 1000.0,
-                                      at->arm->publish_permille ? at->arm->publish_permille / 1000.0 : 1};
+    struct publish_rule rule = {.scale = at->arm->publish_permille ? at->arm->publish_permille / 1000.0 : 1};
     float *state = xmalloc(adapter_floats(&lab->engine.shape) * sizeof *state);
     struct cell cell = *at;
     cell.stage = 0;
@@ -662,6 +661,7 @@ static enum status published_after(struct lab *lab, const struct cell *at, float
         status = state_after(lab, &cell, state, cancel, err);
         if (status == ST_OK)
             publish_next(&lab->engine.shape, &rule, state, block);
+        rule.ema = at->arm->ema_permille / 1000.0; /* not after version 0 */
     }
     free(state);
     return status;

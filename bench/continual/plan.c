@@ -153,7 +153,8 @@ static void all_rows(struct walk *w, struct cell cell, uint32_t pass)
 static void walk(struct walk *w)
 {
     static const char *const first[] = {"floor", "replay25", "joint"};
-    static const char *const second[] = {"replay25-own-h2a4-avg", "replay10", "replay25-w4", "replay25-dp4"};
+    static const char *const second[] = {"replay25-own-h2a4-p50-avg-ema30-92", "replay10", "replay25-w4",
+                                         "replay25-dp4"};
     enum { N_SECOND = sizeof second / sizeof *second };
     static const char *const third[] = {"replay25-int8-w4", "replay25-mlp"};
     uint32_t D = lab_configuration(w->lab)->n_domains;

@@ -157,7 +157,7 @@ void round_aggregate(struct core *core)
     e->aggregate.parent = core->round.parent;
     e->aggregate.parent_peft = parent->files.peft;
     e->aggregate.parent_state = *training_state(&parent->files, NULL);
-    e->aggregate.rule = (struct publish_rule){core->config.settings.ema_permille / 1000.0,
+    e->aggregate.rule = (struct publish_rule){core->round.parent ? core->config.settings.ema_permille / 1000.0 : 0,
                                               core->config.settings.publish_permille / 1000.0};
     e->aggregate.deltas = xcalloc(core->n_leases, sizeof *e->aggregate.deltas);
     for (uint32_t i = 0; i < core->n_leases; i++) {

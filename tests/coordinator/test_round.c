@@ -8,6 +8,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "adapter/combine.h"
 #include "adapter/delta.h"
 #include "base/hash.h"
 #include "coordinator/backup.h"
@@ -25,8 +26,8 @@ struct stage {
     struct card card;
     struct adapter_shape shape;
     struct client work, bulk;
-    float *start, *trained; /* version 0's weights, what the worker made of them */
-    uint64_t segments;      /* it was leased */
+    float *trained, *expected; /* what the worker made, and what is published of it */
+    uint64_t segments;         /* it was leased */
     uint64_t missing;
 };
 
@@ -169,7 +170,6 @@ static bool do_lease(struct stage *s, const Alv__Lease *lease)
     for (uint64_t i = 0; i < n; i++)
         buf_put_f32(&losses, i == ODD ? 9.0f : 2.5f + 0.01f * (float)(i % 7));
     bool ok = load_adapter(&s->bulk, lease->parent_adapter, &s->shape, parent);
-    memcpy(s->start, parent, floats * sizeof *parent);
     rng_seed(&rng, lease->seed);
     for (size_t i = 0; i < floats; i++)
         s->trained[i] = parent[i] + 0.01f * (float)rng_normal(&rng);
@@ -351,8 +351,8 @@ static void check_reports(struct stage *s)
     EXPECT(done > 0);
 }
 
-/* The version, verified from the pinned root, is half of parent + delta (there was one delta) and half of what was published before;
- * parent + delta themselves are there for workers alone. */
+/* The version, verified from the pinned root, is what is to be published of parent + delta (there was one delta), which are there for
+ * workers alone. */
 static void check_subscriber(struct stage *s)
 {
     struct client models, bulk, worker;
@@ -383,9 +383,11 @@ static void check_subscriber(struct stage *s)
             ref.bytes = m.files[0].bytes;
             EXPECT_ST(client_open(&bulk, s->operator_join, PLANE_BULK, WAIT_MS, &err), ST_OK, &err);
             EXPECT(load_adapter(&bulk, &ref, &s->shape, block));
+            const struct publish_rule half = {.ema = 0, .scale = 0.5};
+            publish_next(&s->shape, &half, s->trained, s->expected);
             for (int file = 0; file < 2 && m.n_leases == 1; file++, worst = 0) {
                 for (size_t i = 0; i < floats; i++) {
-                    float d = block[i] - (file ? s->trained[i] : 0.5f * (s->start[i] + s->trained[i]));
+                    float d = block[i] - (file ? s->trained[i] : s->expected[i]);
                     worst = fmaxf(worst, fabsf(d));
                 }
                 EXPECT(worst <= 1e-6f); /* roundings of values below 1 */
@@ -649,9 +651,9 @@ static void test_a_round_from_push_to_subscriber(void)
     uint16_t port = live_port();
     live_card(&s.card, &s.shape, &settings);
     settings.heldout_permille = 100;
-    settings.ema_permille = 500;
+    settings.publish_permille = 500;
     s.trained = xcalloc(adapter_floats(&s.shape), sizeof *s.trained);
-    s.start = xcalloc(adapter_floats(&s.shape), sizeof *s.start);
+    s.expected = xcalloc(adapter_floats(&s.shape), sizeof *s.expected);
     if (EXPECT_ST(live_init(dir, port, &settings, NULL, 0, NULL, &err), ST_OK, &err) && add_worker(&s)) {
         pid_t pid = live_start(dir, port, 1 << 20, NULL, harness_path(dir, "log"));
         if (EXPECT_ST(client_domain(s.operator_join, "notes", &err), ST_OK, &err) && push(&s, "notes") &&
@@ -668,7 +670,7 @@ static void test_a_round_from_push_to_subscriber(void)
         check_rotation(&s, port);
         check_backups(&s, port);
     }
-    free(s.start);
+    free(s.expected);
     free(s.trained);
 }
 

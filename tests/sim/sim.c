@@ -344,6 +344,7 @@ static void make_line(struct world *w)
                     {"lease_attempts", w->options.seed % 3 ? "20" : "2"},
                     {"versions_kept", w->options.seed % 4 ? "64" : "3"},
                     {"ema_permille", w->options.seed % 2 ? "300" : "0"},
+                    {"publish_permille", w->options.seed % 3 ? "1000" : "900"},
                     {"double_score", "0.2"},
                     {"base_tokens_per_kb", "250"},
                     {"window_tokens", "32"},
