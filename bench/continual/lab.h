@@ -55,8 +55,9 @@ struct arm {
     uint32_t history_boost, anchor_boost; /* permille */
     uint32_t history_distil;              /* permille: the parent's predictions in what history teaches */
     uint32_t outer_momentum, outer_rate; /* permille: how a round's change is taken, see outer_step(); 0, 0: as it is */
-    bool own_anchor; /* the anchor is text that the base wrote, and teaches the base's predictions */
-    const char *of;  /* trained as this arm is; what is scored is what a line with these settings publishes of it */
+    bool own_anchor;                     /* the anchor is text that the base wrote */
+    uint32_t anchor_distil;              /* permille: the base's predictions in what the anchor teaches */
+    const char *of; /* trained as this arm is; what is scored is what a line with these settings publishes of it */
     uint32_t ema_permille, publish_permille; /* 0: all of it */
     const char *what;                        /* for the report */
 };
