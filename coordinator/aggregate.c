@@ -112,9 +112,9 @@ static enum status part_from_state(struct aggregator *a, const struct job *job, 
     return st;
 }
 
-/* Combines the deltas that can be used; `out->deltas` says of each what became of it. */
+/* Combines the deltas that can be used into the new training state; `out->deltas` says of each what became of it. */
 static enum status combine_job(struct aggregator *a, const struct job *job, struct combine_input *inputs, float *parent,
-                               float *candidate, struct aggregated *out, struct err *err)
+                               float *state, struct aggregated *out, struct err *err)
 {
     uint32_t n = 0, *at = xcalloc(job->n + 1, sizeof *at);
     struct combine_row *rows = xcalloc(job->n + 1, sizeof *rows);
@@ -147,7 +147,7 @@ static enum status combine_job(struct aggregator *a, const struct job *job, stru
         settings.weight_cap = a->config.settings.weight_cap;
         settings.step = job->step;
         settings.seed = a->config.seed ^ job->round;
-        st = combine_checked(&a->config.shape, parent, inputs, n, &settings, candidate, rows, &result, err);
+        st = combine_checked(&a->config.shape, parent, inputs, n, &settings, state, rows, &result, err);
     }
     if (!st) {
         out->error_ratio = result.factor_error;
