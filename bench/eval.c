@@ -100,7 +100,8 @@ static void measure(struct bench *b)
     printf("%s\n%u x %u rows   %.0f tokens/s   %.3f GFLOP/token   %.1f GFLOP/s\n", fingerprint, b->samples, b->seq,
            rate, gflop, rate * gflop);
     printf("sgemm %d^3   %.1f GFLOP/s   fraction %.3f\n", LAB_SGEMM, sgemm, rate * gflop / sgemm);
-    printf("registers alone   %.1f GFLOP/s   fraction %.3f\n", most, rate * gflop / most);
+    if (most > 0)
+        printf("registers alone   %.1f GFLOP/s   fraction %.3f\n", most, rate * gflop / most);
     printf("peak memory %.0f MB, planned %.0f MB: %+.1f %%\n", peak / 1e6, (double)b->planned / 1e6,
            100 * (peak / (double)b->planned - 1));
     lab_yardstick_release(&b->yardstick);

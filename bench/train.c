@@ -210,7 +210,8 @@ static void report(const struct bench *b, double *steps, double *step_cpu, doubl
     printf("%u x %u rows   %.0f tokens/s   %.3f GFLOP/token   %.1f GFLOP/s\n", b->samples, b->seq, rate, gflop,
            rate * gflop);
     printf("sgemm %d^3   %.1f GFLOP/s   fraction %.3f\n", LAB_SGEMM, sgemm, rate * gflop / sgemm);
-    printf("registers alone   %.1f GFLOP/s   fraction %.3f\n", most, rate * gflop / most);
+    if (most > 0)
+        printf("registers alone   %.1f GFLOP/s   fraction %.3f\n", most, rate * gflop / most);
     if (b->config.checkpoint_layers == 0)
         printf("products alone %.2f s of a step's %.2f s: products / step %.3f, in CPU seconds %.3f\n", alone.wall,
                step, alone.wall / step, alone.cpu / cpu);

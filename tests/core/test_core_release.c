@@ -17,13 +17,18 @@ static struct snapshot *look(struct world *w)
     return snap;
 }
 
-static void publish(struct world *w, const char *prefix)
+static void push(struct world *w, const char *prefix)
 {
     struct peer p = world_peer(PLANE_INGEST, 10);
     uint64_t position, producer;
     world_hello(w, p, 1, 1);
     producer = world_push_open(w, p, "a", "code", &position);
     world_push_many(w, p, producer, position, prefix, 50, 1900);
+}
+
+static void publish(struct world *w, const char *prefix)
+{
+    push(w, prefix);
     for (unsigned i = 0; i < WORKERS; i++) {
         workers[i] = world_peer(PLANE_WORK, 100 + i);
         world_hello(w, workers[i], (uint8_t)(50 + i), 1);
@@ -250,6 +255,12 @@ static void test_numbers_jump(void)
     world_close(&w);
 }
 
+static bool stored_version(struct world *w, uint64_t number, struct state_version *out)
+{
+    struct bytes value;
+    return world_has(w, FAMILY_VERSIONS, key_u64('m', number), &value) && state_version_get(value, out);
+}
+
 static void test_rollback(void)
 {
     struct world w;
@@ -270,10 +281,8 @@ static void test_rollback(void)
     EXPECT_EQ(error_of(control_version(&w, ALV__CONTROL_VERB__CONTROL_ROLLBACK, 1, "", NULL, false, false)),
               ST_CONFLICT);
     EXPECT_EQ(error_of(control_version(&w, ALV__CONTROL_VERB__CONTROL_ROLLBACK, 1, "", NULL, false, true)), ST_OK);
-    struct bytes value;
     struct state_version *v1 = malloc(sizeof *v1), *v4 = malloc(sizeof *v4);
-    REQUIRE(world_has(&w, FAMILY_VERSIONS, key_u64('m', 1), &value) && state_version_get(value, v1));
-    REQUIRE(world_has(&w, FAMILY_VERSIONS, key_u64('m', 4), &value) && state_version_get(value, v4));
+    REQUIRE(stored_version(&w, 1, v1) && stored_version(&w, 4, v4));
     EXPECT(v4->parent == 1 && v4->rollback_of == 1 && digest_eq(&v4->files.peft, &v1->files.peft));
     free(v1), free(v4);
     for (int again = 0; again < 2; again++) {
@@ -296,20 +305,10 @@ static void test_rollback(void)
     world_close(&w);
 }
 
-static bool stored_version(struct world *w, uint64_t number, struct state_version *out)
-{
-    struct bytes value;
-    return world_has(w, FAMILY_VERSIONS, key_u64('m', number), &value) && state_version_get(value, out);
-}
-
 /* What the next lease trains on from: all leases come from one parent. */
 static void expect_parent(struct world *w, const char *prefix, const struct version_files *files)
 {
-    struct peer p = world_peer(PLANE_INGEST, 10);
-    uint64_t position, producer;
-    world_hello(w, p, 1, 1);
-    producer = world_push_open(w, p, "a", "code", &position);
-    world_push_many(w, p, producer, position, prefix, 50, 1900);
+    push(w, prefix);
     workers[0] = world_peer(PLANE_WORK, 100);
     world_hello(w, workers[0], 50, 1);
     const Alv__Task *t = world_task(w, workers[0]);
