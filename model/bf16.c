@@ -217,6 +217,19 @@ AMX static void tiles_ready(void)
     ready = true;
 }
 
+/* A half of the tiles of two steps ahead, between products: a core that asks for a tile's sixteen lines only as it needs them waits for
+ * its second cache, all the more when another thread has half of its queues. */
+INLINE void fetch_half(const uint16_t *left, const uint16_t *right, int half)
+{
+    enum { AHEAD = 2 * BF16_TILE, LINES = BF16_ROWS / 2 };
+    const size_t from = AHEAD + (size_t)half * LINES * BF16_STEP;
+#pragma GCC unroll 8
+    for (size_t i = 0; i < LINES; i++) {
+        __builtin_prefetch(left + from + i * BF16_STEP);
+        __builtin_prefetch(right + from + i * BF16_STEP);
+    }
+}
+
 AMX static void block_amx(const struct block *b)
 {
     const size_t stride = b->ldc * sizeof(float);
@@ -241,15 +254,19 @@ AMX static void block_amx(const struct block *b)
         const uint16_t *r0 = b->right[part][0], *r1 = b->right[part][1];
         for (uint32_t s = 0; s < b->steps[part]; s++) {
             _tile_loadd(4, l0, 64);
+            fetch_half(l0, r0, 0);
             _tile_loadd(6, r0, 64);
             _tile_dpbf16ps(0, 4, 6);
+            fetch_half(l0, r0, 1);
             if (b->wide) {
                 _tile_loadd(7, r1, 64);
                 _tile_dpbf16ps(1, 4, 7);
             }
+            fetch_half(l1, r1, 0);
             if (b->tall) {
                 _tile_loadd(5, l1, 64);
                 _tile_dpbf16ps(2, 5, 6);
+                fetch_half(l1, r1, 1);
                 if (b->wide)
                     _tile_dpbf16ps(3, 5, 7);
             }
@@ -334,13 +351,31 @@ AVX512 static void round_block(uint16_t *to, size_t ld, const float *block, uint
     }
 }
 
+/* As round_block(), in f32. */
+AVX512 static void stream_block(const struct bf16_target *C, size_t at, const float *block)
+{
+    float *to = (float *)C->data + at;
+    const float *addend = C->addend ? C->addend + at : NULL;
+    for (uint32_t i = 0; i < BLOCK; i++, to += C->ld, block += BLOCK) {
+        __m512 a = _mm512_load_ps(block), b = _mm512_load_ps(block + BF16_ROWS);
+        if (addend) {
+            a = _mm512_add_ps(a, _mm512_loadu_ps(addend + i * C->ld));
+            b = _mm512_add_ps(b, _mm512_loadu_ps(addend + i * C->ld + BF16_ROWS));
+        }
+        _mm512_stream_ps(to, a);
+        _mm512_stream_ps(to + BF16_ROWS, b);
+    }
+}
+
 /* A block is computed faster than its memory answers: the next one's lines are asked for meanwhile. */
-static void fetch_block(const struct bf16_target *C, size_t at)
+static void fetch_block(const struct bf16_target *C, size_t at, bool past)
 {
     for (uint32_t i = 0; i < BLOCK; i++, at += C->ld) {
-        __builtin_prefetch((float *)C->data + at, 1, 3);
-        __builtin_prefetch((float *)C->data + at + BF16_ROWS, 1, 3);
-        if (C->addend && C->addend != C->data) {
+        if (!past) {
+            __builtin_prefetch((float *)C->data + at, 1, 3);
+            __builtin_prefetch((float *)C->data + at + BF16_ROWS, 1, 3);
+        }
+        if (C->addend && (past || C->addend != C->data)) {
             __builtin_prefetch(C->addend + at, 0, 3);
             __builtin_prefetch(C->addend + at + BF16_ROWS, 0, 3);
         }
@@ -351,18 +386,21 @@ void bf16_multiply(enum bf16_unit unit, struct bf16_target C, const uint16_t *le
                    const struct bf16_right right[2], uint32_t M, uint32_t N)
 {
     _Alignas(64) float whole[BLOCK * BLOCK];
+    const bool past = C.past && unit == BF16_AMX /* vectors gain nothing by it */
+                      && (uintptr_t)C.data % sizeof(__m512) == 0 && C.ld % BF16_ROWS == 0;
     if (unit == BF16_AMX)
         tiles_ready();
     for (uint32_t n = 0; n < N; n += BLOCK)
         for (uint32_t m = 0; m < M; m += BLOCK) {
             const bool tall = m + BF16_ROWS < M, wide = n + BF16_ROWS < N;
             const uint32_t rows = M - m < BLOCK ? M - m : BLOCK, columns = N - n < BLOCK ? N - n : BLOCK;
-            const bool direct = !C.turned && !C.half && rows % BF16_ROWS == 0 && columns % BF16_ROWS == 0;
+            const bool stream = past && rows == BLOCK && columns == BLOCK;
+            const bool direct = !stream && !C.turned && !C.half && rows % BF16_ROWS == 0 && columns % BF16_ROWS == 0;
             const size_t at = C.turned ? n * C.ld + m : m * C.ld + n;
             if (!C.turned && !C.half && m + 2 * BLOCK <= M)
-                fetch_block(&C, at + BLOCK * C.ld);
+                fetch_block(&C, at + BLOCK * C.ld, past);
             else if (!C.turned && !C.half && n + 2 * BLOCK <= N && M >= BLOCK)
-                fetch_block(&C, n + BLOCK);
+                fetch_block(&C, n + BLOCK, past);
             struct block b = {.C = direct ? (float *)C.data + at : whole,
                               .ldc = direct ? C.ld : BLOCK,
                               .addend = direct && C.addend ? C.addend + at : NULL,
@@ -381,10 +419,12 @@ void bf16_multiply(enum bf16_unit unit, struct bf16_target C, const uint16_t *le
                 block_avx512(&b);
             if (C.half)
                 round_block((uint16_t *)C.data + at, C.ld, whole, rows, columns);
+            else if (stream)
+                stream_block(&C, at, whole);
             else if (!direct)
                 copy_block(&C, at, whole, rows, columns);
         }
-    if (C.half)
+    if (C.half || past)
         _mm_sfence(); /* what went past the caches is not ordered before a later store that tells other threads */
 }
 

@@ -79,6 +79,7 @@ struct bf16_target {
     const float *addend; /* NULL, or of the shape of `data`, which it may be */
     bool turned;         /* (N, M) */
     bool half;
+    bool past; /* float, not turned: large, and read when all of it is there: may go past the caches */
 };
 
 /* C (M, N) = left right, or added to the addend. The steps of right[0] and then those of right[1]

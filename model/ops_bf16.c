@@ -81,7 +81,8 @@ static void product_part(const struct product *p, uint16_t *left, uint16_t *righ
                 uint32_t rows = least(M, p->left.rows - m);
                 pack_piece(left, BF16_LEFT, steps, &p->left, p->right.half ? p->scale : 1, m, rows, k, depth);
                 float *at = p->C + (p->turned ? n * p->ldc + m : m * p->ldc + n);
-                const struct bf16_target C = {at, p->ldc, p->accumulate || k > 0 ? at : NULL, p->turned, false};
+                const struct bf16_target C = {
+                    .data = at, .ld = p->ldc, .addend = p->accumulate || k > 0 ? at : NULL, .turned = p->turned};
                 bf16_multiply(unit, C, left, steps, parts, rows, columns);
             }
         }
@@ -229,15 +230,15 @@ static void beside_part(const struct beside *b, uint32_t row, uint32_t end, uint
         struct bf16_right parts[2] = {{P, b->steps, b->steps}, {Q, more, 0}};
         bf16_pack(left, BF16_LEFT, strip, 0, (struct bf16_source){x, b->K, false, 1, b->X.half}, rows, K);
         if (b->width && b->n == 0)
-            bf16_multiply(unit, (struct bf16_target){Z, b->width, k > 0 ? Z : NULL, false, false}, left, strip, parts,
-                          rows, b->width);
+            bf16_multiply(unit, (struct bf16_target){.data = Z, .ld = b->width, .addend = k > 0 ? Z : NULL}, left,
+                          strip, parts, rows, b->width);
         if (b->width && k + K == b->K) {
             bf16_pack(left, BF16_LEFT, strip, b->steps, (struct bf16_source){Z, b->width, false, 1, false}, rows,
                       b->width);
             parts[1].steps = more;
         }
-        multiply_part(b, (struct bf16_target){y, b->N, addend, false, b->Y.half}, left, strip, parts, rows, first,
-                      last);
+        multiply_part(b, (struct bf16_target){y, b->N, addend, .half = b->Y.half, .past = !b->Y.half}, left, strip,
+                      parts, rows, first, last);
     }
 }
 
@@ -382,7 +383,8 @@ static void times(float *C, size_t ldc, struct bf16_source left, uint16_t *packe
     const uint32_t steps = (uint32_t)bf16_steps(K);
     const struct bf16_right parts[2] = {{right, strip, steps}, {right, 0, 0}};
     bf16_pack(packed, BF16_LEFT, steps, 0, left, M, K);
-    bf16_multiply(unit, (struct bf16_target){C, ldc, accumulate ? C : NULL, false, false}, packed, steps, parts, M, N);
+    bf16_multiply(unit, (struct bf16_target){.data = C, .ld = ldc, .addend = accumulate ? C : NULL}, packed, steps,
+                  parts, M, N);
 }
 
 /* Keys from k0 on of a packed factor: in its rows, or along its k. */

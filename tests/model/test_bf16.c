@@ -54,7 +54,8 @@ static void *tiles(size_t rows, size_t K)
 /* Whole numbers: every sum is exact, so are the products. */
 static void check_product(enum bf16_unit unit, uint32_t M, uint32_t N, uint32_t K, int way)
 {
-    const bool left_across = way & 1, right_across = way & 2, turned = way & 4, accumulate = way & 8;
+    const bool left_across = way & 1, right_across = way & 2, turned = way & 4, accumulate = way & 8,
+               past = way & 16 && !turned;
     const size_t steps = bf16_steps(K), ldl = (left_across ? M : K) + 3, ldr = (right_across ? N : K) + 1;
     float *left = xmalloc(ldl * (left_across ? K : M) * sizeof *left);
     float *right = xmalloc(ldr * (right_across ? K : N) * sizeof *right);
@@ -65,8 +66,8 @@ static void check_product(enum bf16_unit unit, uint32_t M, uint32_t N, uint32_t 
     uint16_t *l = tiles(M, K), *r = tiles(N, K);
     bf16_pack(l, BF16_LEFT, steps, 0, (struct bf16_source){left, ldl, left_across, 1, false}, M, K);
     bf16_pack(r, BF16_RIGHT, steps, 0, (struct bf16_source){right, ldr, right_across, 0.5f, false}, N, K);
-    const size_t ldc = (turned ? M : N) + 2, n = ldc * (turned ? N : M);
-    float *C = xmalloc(n * sizeof *C), *want = xmalloc(n * sizeof *want);
+    const size_t wide = turned ? M : N, ldc = past ? (wide + 15) / 16 * 16 : wide + 2, n = ldc * (turned ? N : M);
+    float *C = aligned_alloc(64, (n * sizeof *C + 63) / 64 * 64), *want = xmalloc(n * sizeof *want);
     for (size_t i = 0; i < n; i++)
         C[i] = want[i] = (float)rng_below(&rng, 9);
     for (uint32_t m = 0; m < M; m++)
@@ -80,7 +81,8 @@ static void check_product(enum bf16_unit unit, uint32_t M, uint32_t N, uint32_t 
     uint32_t first = (uint32_t)steps / 2; /* in two parts */
     const struct bf16_right parts[2] = {{r, steps, first},
                                         {r + (size_t)first * BF16_TILE, steps, (uint32_t)steps - first}};
-    bf16_multiply(unit, (struct bf16_target){C, ldc, accumulate ? C : NULL, turned, false}, l, steps, parts, M, N);
+    bf16_multiply(unit, (struct bf16_target){C, ldc, accumulate ? C : NULL, .turned = turned, .past = past}, l, steps,
+                  parts, M, N);
     EXPECT(!memcmp(C, want, n * sizeof *C));
     free(left), free(right), free(l), free(r), free(C), free(want);
 }
@@ -91,7 +93,7 @@ static void test_products_are_exact(void)
                                         {64, 96, 128}, {16, 40, 31}, {70, 17, 33}};
     for (enum bf16_unit unit = BF16_AVX512; unit <= bf16_unit(); unit++)
         for (size_t i = 0; i < sizeof sizes / sizeof sizes[0]; i++)
-            for (int way = 0; way < 16; way++)
+            for (int way = 0; way < 32; way++)
                 check_product(unit, sizes[i][0], sizes[i][1], sizes[i][2], way);
 }
 
@@ -106,7 +108,7 @@ static void test_rounding(void)
     uint16_t *l = tiles(N, N), *r = tiles(N, N);
     bf16_pack(l, BF16_LEFT, 1, 0, (struct bf16_source){x, N, false, 1, false}, N, N);
     bf16_pack(r, BF16_RIGHT, 1, 0, (struct bf16_source){one, N, false, 1, false}, N, N);
-    bf16_multiply(bf16_unit(), (struct bf16_target){C, N, NULL, false, false}, l, 1,
+    bf16_multiply(bf16_unit(), (struct bf16_target){.data = C, .ld = N}, l, 1,
                   (struct bf16_right[2]){{r, 1, 1}, {r, 0, 0}}, N, N);
     for (int i = 0; i < N * N; i++)
         EXPECT(C[i] == rounded(x[i]));
