@@ -442,11 +442,16 @@ void view_version(FILE *out, const json_t *v, uint64_t now_s)
     size_t i;
     json_t *f;
     heading(out, "files, with SHA-256");
-    json_array_foreach(json_object_get(v, "files"), i, f) fact(out, 4,
-                                                               !strcmp(text(f, "kind"), "peft")   ? "peft"
-                                                               : !strcmp(text(f, "kind"), "gguf") ? "gguf"
-                                                                                                  : "file",
-                                                               "%s  %s", text(f, "sha256"), bytes(number(f, "bytes")));
+    json_array_foreach(json_object_get(v, "files"), i, f)
+    {
+        const char *kind = text(f, "kind");
+        fact(out, 5,
+             !strcmp(kind, "peft")    ? "peft"
+             : !strcmp(kind, "gguf")  ? "gguf"
+             : !strcmp(kind, "state") ? "state"
+                                      : "file",
+             "%s  %s", text(f, "sha256"), bytes(number(f, "bytes")));
+    }
     struct table *t = table_new(">lease|>generation|>weight|>ranges|delta");
     json_array_foreach(json_object_get(v, "deltas"), i, f)
     {

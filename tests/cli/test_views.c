@@ -77,7 +77,7 @@ static void test_what_must_be_readable(void)
          "GiB free"},
         {"version  aliases", "7  latest", "repeats v1", "not gated"},
         {"2 of test", "2 leases, 11 segments", "sha256|SHA-256", "5.5002", "+0.0786", "general delta +0.0040",
-         "4979560d9d20c995"},
+         "4979560d9d20c995", "state  77665544332211000"},
         {"published as version 1", "2 of 2 leases", "-0.0516", "better than its reference"},
         {"code/model/arena.c#300: revision 1, live", "version 1", "v1-v7"},
         {"ancestors", "trained for this version", "scripts"},
