@@ -67,6 +67,8 @@ static struct trainer_config config_of(const struct engine *engine, const Alv__T
         c.warmup_steps = train->warmup_steps;
         c.objective.distil[TEACHER_BASE] = train->distil_permille / 1000.0;
         c.objective.distil[TEACHER_START] = train->history_distil_permille / 1000.0;
+    } else { /* no lease has come yet: most have both teachers, and these take memory */
+        c.objective.distil[TEACHER_BASE] = c.objective.distil[TEACHER_START] = 1;
     }
     return c;
 }

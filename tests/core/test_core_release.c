@@ -328,13 +328,14 @@ static void test_training_state_apart(void)
     struct manifest m;
     world_open(&w);
     w.config.settings.ema_permille = 300;
+    w.config.settings.publish_permille = 1000;
     w.config.settings.versions_kept = 3;
     world_restart(&w);
     publish(&w, "a");
     publish(&w, "b");
     leave(&w);
     REQUIRE(stored_version(&w, 1, v1) && stored_version(&w, 2, v2));
-    EXPECT(digest_is_zero(&v1->files.state)); /* nothing before it counts */
+    EXPECT(digest_is_zero(&v1->files.state)); /* nothing before it counts, and all of it is published */
     EXPECT(!digest_is_zero(&v2->files.state) && !digest_eq(&v2->files.state, &v2->files.peft));
     REQUIRE(!manifest_decode(v2->manifest.data, v2->manifest.len, &m, NULL));
     EXPECT(m.n_files == 3 && m.files[2].kind == FILE_STATE && digest_eq(&m.files[2].blake2b, &v2->files.state));

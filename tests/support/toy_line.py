@@ -18,7 +18,10 @@ import time
 import toy_base
 
 SETTINGS = {"segment_bytes": 256, "seq_tokens": 64, "step_tokens": 128, "lease_steps_min": 1, "round_wait_ms": 100, "rank": 4, "alpha": 8, "window_tokens": 32,
-            "forget_budget": 1, "heldout_permille": 0}
+            "forget_budget": 1, "heldout_permille": 0,
+            # a plain line: published as trained, without a file `state` (docs/how-to/settings.md)
+            "average_permille": 0, "ema_permille": 0, "publish_permille": 1000, "distil_permille": 0, "history_distil_permille": 0,
+            "history_boost_permille": 0, "anchor_boost_permille": 0}
 
 
 def free_ports():

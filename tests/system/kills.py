@@ -36,7 +36,7 @@ WORKERS, RECORDS, PAUSE_S, RETURN_S = 3, 16, 1.2, 240
 SETTINGS = {"segment_bytes": 256, "seq_tokens": 64, "step_tokens": 128, "lease_steps_min": 2, "lease_steps_max": 8, "round_wait_ms": 200,
             "lease_silence_ms": 3000, "lease_attempts": 100, "warmup_steps": 1, "lr": 1e-4, "look_1": 8, "look_2": 8, "look_3": 8,
             "probe_gate": 16, "probe_tuning": 0, "probe_audit": 0, "heldout_permille": 50, "window_tokens": 16, "forget_budget": 1,
-            "double_score": 0, "rank": 4, "alpha": 8, "ema_permille": 300}
+            "double_score": 0, "rank": 4, "alpha": 8}
 rng = random.Random(args.seed)
 trouble = []
 

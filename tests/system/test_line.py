@@ -27,10 +27,7 @@ HOME = tempfile.mkdtemp(prefix="alluvium-line-")
 SETTINGS = {"step_tokens": 128, "seq_tokens": 128, "lease_steps_min": 2, "lease_steps_max": 6, "segment_bytes": 512, "round_wait_ms": 1000,
             "lease_silence_ms": 20000, "warmup_steps": 1, "lr": 2e-4, "look_1": 16, "look_2": 16, "look_3": 16, "probe_gate": 16,
             "probe_tuning": 0, "probe_audit": 0, "heldout_permille": 500, "window_tokens": 16, "forget_budget": 1,
-            "double_score": 0, "rank": 4, "alpha": 8, "lease_attempts": 20,
-            # what forgets least (docs/how-to/settings.md)
-            "distil_permille": 1000, "history_distil_permille": 500, "history_boost_permille": 1000, "anchor_boost_permille": 3000,
-            "average_permille": 500, "ema_permille": 300, "publish_permille": 920}
+            "double_score": 0, "rank": 4, "alpha": 8, "lease_attempts": 20}
 BEGAN = time.monotonic()
 
 
