@@ -83,6 +83,37 @@ const char *lora_module_gguf(enum lora_module m)
     return gguf_names[m];
 }
 
+enum lora_module lora_module_of(const char *name, size_t len)
+{
+    unsigned m = 0;
+    for (; m < LORA_MODULES; m++) {
+        const char *known = strchr(peft_names[m], '.') + 1;
+        if (strlen(known) == len && !memcmp(known, name, len))
+            break;
+    }
+    return (enum lora_module)m;
+}
+
+enum status lora_targets(const char *list, uint32_t *out, struct err *err)
+{
+    *out = LORA_ALL;
+    if (!strcmp(list, "all"))
+        return ST_OK;
+    *out = 0;
+    for (const char *name = list;;) {
+        size_t len = strcspn(name, ",");
+        enum lora_module m = lora_module_of(name, len);
+        if (m == LORA_MODULES)
+            return err_set(err, ST_USAGE,
+                           "\"%.*s\" is none of q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj",
+                           len > 40 ? 40 : (int)len, name);
+        *out |= 1u << m;
+        name += len;
+        if (!*name++)
+            return ST_OK;
+    }
+}
+
 void adapter_init(const struct adapter_shape *shape, uint64_t seed, float *block)
 {
     for (uint32_t layer = 0; layer < shape->n_layers; layer++) {

@@ -6,12 +6,13 @@
 
 #include "adapter/adapter.h"
 #include "cli/cli.h"
+#include "cli/local.h"
 #include "cli/print.h"
 #include "coordinator/coordinator.h"
 #include "model/base.h"
 
 struct args {
-    const char *directory, *base, *line, *address, *settings;
+    const char *directory, *base, *line, *address, *settings, *targets;
     struct option_list anchors, serving, set;
     uint32_t port, rank, alpha;
     uint64_t seed;
@@ -34,6 +35,8 @@ static const struct option_row rows[] = {
            .high = LORA_RANK_MAX, .why = "the settings say it, with their reason"),
     OPTION(struct args, alpha, OPTION_U32, "alpha", 0, "N", "alpha of the adapter; without: of the settings", .low = 0,
            .high = 65536, .why = "the settings say it, with their reason"),
+    OPTION(struct args, targets, OPTION_TEXT, "target-modules", 0, "LIST", LOCAL_TARGETS_HELP,
+           .why = "what few of them can learn, all can"),
     OPTION(struct args, serving, OPTION_LIST, "serving", 0, "PATH",
            "another file with the same weights that servers use (bf16, Q8, ...); may be repeated", .no_env = true),
     OPTION(struct args, settings, OPTION_TEXT, "settings", 0, "FILE", "settings of the line: \"name = value\" lines"),
@@ -97,6 +100,7 @@ static enum status make_card(const struct args *args, struct card *out, struct e
 static enum status run_init(const struct options *o, const struct args *args, struct err *err)
 {
     struct settings settings;
+    uint32_t targets;
     struct card card;
     struct adapter_shape shape;
     struct coordinator_init_report report = {0};
@@ -113,9 +117,11 @@ static enum status run_init(const struct options *o, const struct args *args, st
                        line);
     enum status st = read_settings(args, &settings, err);
     if (st == ST_OK)
+        st = lora_targets(args->targets, &targets, err);
+    if (st == ST_OK)
         st = make_card(args, &card, err);
     if (st == ST_OK)
-        st = adapter_shape_of(&card.arch, settings.rank, settings.alpha, LORA_ALL, &shape, err);
+        st = adapter_shape_of(&card.arch, settings.rank, settings.alpha, targets, &shape, err);
     if (st != ST_OK)
         return st;
     struct coordinator_init_options options = {
@@ -152,7 +158,7 @@ static enum status run_init(const struct options *o, const struct args *args, st
 
 int cmd_init(int argc, char **argv)
 {
-    struct args args = {.address = "127.0.0.1", .port = COORDINATOR_PORT};
+    struct args args = {.address = "127.0.0.1", .port = COORDINATOR_PORT, .targets = "all"};
     struct err err = {""};
     int code;
     struct options o = {

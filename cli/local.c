@@ -63,11 +63,8 @@ static bool config_targets(const json_t *list, uint32_t *out)
     *out = 0;
     json_array_foreach(list, i, item)
     {
-        unsigned m = 0;
-        while (m < LORA_MODULES &&
-               (!json_is_string(item) ||
-                strcmp(strchr(lora_module_peft((enum lora_module)m), '.') + 1, json_string_value(item))))
-            m++;
+        enum lora_module m =
+            json_is_string(item) ? lora_module_of(json_string_value(item), json_string_length(item)) : LORA_MODULES;
         if (m == LORA_MODULES)
             return false;
         *out |= 1u << m;

@@ -31,6 +31,9 @@ uint32_t local_threads(uint32_t wanted); /* 0: the CPUs this process may use */
 enum { LOCAL_AUTO, LOCAL_BLAS };
 enum ops_kind local_ops(unsigned choice); /* of --backend, one of these */
 
+#define LOCAL_TARGETS_HELP \
+    "which linears of a layer learn: PEFT's names with commas between them (q_proj,v_proj), or all"
+
 struct lora { /* zeroed: none */
     struct adapter_shape shape;
     float *block;

@@ -16,7 +16,7 @@
 enum { BATCHES_MAX = 1024 };
 
 struct args {
-    const char *base, *out, *adapter, *base_name;
+    const char *base, *out, *adapter, *base_name, *targets;
     struct option_list data;
     uint32_t steps, seq, step_tokens, rank, alpha, warmup, threads, micro_rows;
     double lr, clip, weight_decay, beta;
@@ -47,6 +47,8 @@ static const struct option_row rows[] = {
            .why = "as a line's (settings)"),
     OPTION(struct args, alpha, OPTION_U32, "alpha", 0, "N", "alpha: the adapter's scale is alpha / rank", .low = 1,
            .high = 65536, .why = "as a line's (settings)"),
+    OPTION(struct args, targets, OPTION_TEXT, "target-modules", 0, "LIST", LOCAL_TARGETS_HELP,
+           .why = "what few of them can learn, all can"),
     OPTION(struct args, seq, OPTION_U32, "seq", 0, "N", "tokens of a window", .low = 2, .high = 65536,
            .why = "as a line's (settings)"),
     OPTION(struct args, step_tokens, OPTION_U32, "step-tokens", 0, "N", "tokens of an optimiser step", .low = 2,
@@ -294,7 +296,10 @@ static enum status start_factors(const struct args *args, const struct arch *arc
 {
     if (args->adapter)
         return lora_read(args->adapter, arch, lora, err);
-    enum status st = adapter_shape_of(arch, args->rank, args->alpha, LORA_ALL, &lora->shape, err);
+    uint32_t targets;
+    enum status st = lora_targets(args->targets, &targets, err);
+    if (st == ST_OK)
+        st = adapter_shape_of(arch, args->rank, args->alpha, targets, &lora->shape, err);
     if (st == ST_OK) {
         lora->block = xcalloc(adapter_floats(&lora->shape), sizeof *lora->block);
         adapter_init(&lora->shape, args->seed, lora->block);
@@ -394,6 +399,7 @@ int cmd_train(int argc, char **argv)
                         .lr = 1e-3,
                         .rank = 16,
                         .alpha = 32,
+                        .targets = "all",
                         .seq = 512,
                         .step_tokens = 1024,
                         .micro_rows = 1024,

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""`alluvium train --objective dpo` and `kl`, on files good and bad:  test_objectives.py ALLUVIUM TOY_BASE_MAKER"""
+"""`alluvium train` with its objectives dpo and kl, on files good and bad, and with some of the modules:  test_objectives.py ALLUVIUM TOY_BASE_MAKER"""
 import json
 import math
 import os
@@ -111,9 +111,25 @@ def test_teacher():
     refused("what is no safetensors file", *train_parts("kl", path), "teacher.safetensors")
 
 
+def test_modules():
+    text = lines(os.path.join(home, "text.jsonl"), [{"id": c, "text": f"{c} river is no stone, " * 4} for c in "abcd"])
+    code, steps, err = train("lm", text, "--steps", "20", "--target-modules", "v_proj,down_proj")
+    expect(code == 0 and steps[-1]["loss"] < 0.9 * steps[0]["loss"], f"two modules to learn: exit {code}, {steps[-1:]}, {err}")
+    config = json.load(open(os.path.join(home, "out", "adapter_config.json"), encoding="utf-8"))
+    expect(config["target_modules"] == ["v_proj", "down_proj"], f"PEFT to be told which: {config}")
+    with open(os.path.join(home, "out", "adapter_model.safetensors"), "rb") as f:
+        names = [n for n in json.loads(f.read(struct.unpack("<Q", f.read(8))[0])) if n != "__metadata__"]
+    expect(names and all(".v_proj." in n or ".down_proj." in n for n in names), f"no others to be written: {names}")
+    code, again, err = train("lm", text, "--steps", "1", "--adapter", os.path.join(home, "out"))
+    expect(code == 0 and again[0]["loss"] < 0.9 * steps[0]["loss"], f"such an adapter to be gone on from: exit {code}, {again}, {err}")
+    for bad in ("", "v_proj,", "v", "v_proj,q_proj2"):
+        refused(f"modules {bad!r}", *(lambda c, s, e: (c, e, s))(*train("lm", text, "--steps", "1", "--target-modules", bad)), "none of q_proj")
+
+
 with tempfile.TemporaryDirectory(prefix="alluvium-objectives-") as home:
     base = os.path.join(home, "base")
     subprocess.run([TOY, base], check=True)
     test_pairs()
     test_teacher()
+    test_modules()
 end()

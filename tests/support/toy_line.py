@@ -37,11 +37,11 @@ def free_ports():
 
 
 class Line:
-    def __init__(self, alluvium, name):
+    def __init__(self, alluvium, name, *init):
         self.alluvium, self.name, self.processes, self.port = alluvium, name, [], free_ports()
         self.home = tempfile.mkdtemp(prefix=f"alluvium-{name}-")
         self.base = toy_base.write(self.path("base"))
-        self.run("init", "-C", self.path("line"), "--base", self.base, "--line", name, "--port", str(self.port),
+        self.run("init", "-C", self.path("line"), "--base", self.base, "--line", name, "--port", str(self.port), *init,
                  *[w for k, v in SETTINGS.items() for w in ("--set", f"{k}={v}")])
         self.coordinator = self.start("coordinator", "coordinator", "-C", self.path("line"), "--port", str(self.port), "--http-port", "0")
         self.pushed = 0

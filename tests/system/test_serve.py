@@ -81,7 +81,7 @@ def killed_start(line, hook, state, env):
 
 def main():
     fake = FakeServer()
-    with toy_line.Line(sys.argv[1], "serve") as line:
+    with toy_line.Line(sys.argv[1], "serve", "--target-modules", "q_proj,v_proj,down_proj") as line:
         hook, gate, heard = line.path("hook.sh"), line.path("gate"), line.path("heard")
         with open(hook, "w") as f:  # fails until the gate is there; then says what it was told
             f.write(f'#!/bin/sh\n[ -e {gate} ] || {{ echo "no gate yet" >&2; exit 9; }}\n'
@@ -116,6 +116,7 @@ def main():
         line.wait("version 1 in the server", lambda: has(line.version()))
         config = json.load(open(line.path("kept", f"serve-v{line.version()}", "adapter_config.json")))
         expect(config["base_model_name_or_path"] == "/models/toy", f"the base's name to be the server's: {config}")
+        expect(config["target_modules"] == ["q_proj", "v_proj", "down_proj"], f"the line's modules, and no others: {config}")
         line.wait("the hook's failure to be reported", lambda: "status 9" in serving(line, hook).get("error", ""))
         expect(os.path.basename(os.path.realpath(line.path("hooked", "current"))) == f"serve-v{line.version()}",
                "a failing hook to leave the version in place")
