@@ -19,8 +19,12 @@ enum status adapter_shape_of(const struct arch *arch, uint32_t rank, uint32_t al
         return err_set(err, ST_USAGE, "LoRA rank %u is not between 1 and %d", rank, LORA_RANK_MAX);
     if (alpha < 1 || alpha > 65536)
         return err_set(err, ST_USAGE, "LoRA alpha %u is not between 1 and 65536", alpha);
-    if (targets == 0 || targets & ~(uint32_t)LORA_ALL)
+    const uint32_t modules = targets & ((1u << LORA_FIRST_LAYER) - 1), first = targets >> LORA_FIRST_LAYER;
+    if (modules == 0 || modules & ~(uint32_t)LORA_ALL)
         return err_set(err, ST_USAGE, "LoRA targets 0x%x: at least one of the bits 0 to %d", targets, LORA_MODULES - 1);
+    if (first >= arch->n_layers)
+        return err_set(err, ST_USAGE, "the first layer that learns is %u, and the last one there is %u", first,
+                       arch->n_layers - 1);
     uint32_t d = arch->d_model, ff = arch->d_ff, q = arch->n_heads * arch->head_dim;
     uint32_t kv = arch->n_kv_heads * arch->head_dim;
     *out = (struct adapter_shape){
@@ -32,6 +36,16 @@ enum status adapter_shape_of(const struct arch *arch, uint32_t rank, uint32_t al
         .out = {q, kv, kv, d, ff, ff, d},
     };
     return ST_OK;
+}
+
+uint32_t adapter_first_layer(const struct adapter_shape *shape)
+{
+    return shape->targets >> LORA_FIRST_LAYER;
+}
+
+bool adapter_adapts(const struct adapter_shape *shape, uint32_t layer, unsigned m)
+{
+    return layer >= adapter_first_layer(shape) && shape->targets >> m & 1;
 }
 
 bool adapter_shape_eq(const struct adapter_shape *a, const struct adapter_shape *b)
@@ -52,13 +66,13 @@ static size_t layer_floats(const struct adapter_shape *shape, unsigned end)
 
 size_t adapter_floats(const struct adapter_shape *shape)
 {
-    return shape->n_layers * layer_floats(shape, LORA_MODULES);
+    return (shape->n_layers - adapter_first_layer(shape)) * layer_floats(shape, LORA_MODULES);
 }
 
 size_t adapter_at_a(const struct adapter_shape *shape, uint32_t layer, enum lora_module m)
 {
-    CHECK(layer < shape->n_layers && m < LORA_MODULES && (shape->targets >> m & 1));
-    return layer * layer_floats(shape, LORA_MODULES) + layer_floats(shape, m);
+    CHECK(layer < shape->n_layers && m < LORA_MODULES && adapter_adapts(shape, layer, m));
+    return (layer - adapter_first_layer(shape)) * layer_floats(shape, LORA_MODULES) + layer_floats(shape, m);
 }
 
 size_t adapter_at_b(const struct adapter_shape *shape, uint32_t layer, enum lora_module m)
@@ -118,7 +132,7 @@ void adapter_init(const struct adapter_shape *shape, uint64_t seed, float *block
 {
     for (uint32_t layer = 0; layer < shape->n_layers; layer++) {
         for (unsigned m = 0; m < LORA_MODULES; m++) {
-            if (!(shape->targets >> m & 1))
+            if (!adapter_adapts(shape, layer, m))
                 continue;
             struct rng rng; /* the odd factor keeps the streams' seeds apart */
             rng_seed(&rng, seed ^ 0xd1342543de82ef95u * ((uint64_t)layer * LORA_MODULES + m + 1));

@@ -16,18 +16,20 @@
 #include "base/status.h"
 
 enum lora_module { LORA_Q, LORA_K, LORA_V, LORA_O, LORA_GATE, LORA_UP, LORA_DOWN, LORA_MODULES };
-enum { LORA_ALL = (1 << LORA_MODULES) - 1, LORA_RANK_MAX = 256 };
+enum { LORA_ALL = (1 << LORA_MODULES) - 1, LORA_FIRST_LAYER = 8, LORA_RANK_MAX = 256 };
 
 struct adapter_shape {
     uint32_t n_layers, rank, alpha;
-    uint32_t targets; /* bit m: module m is adapted in every layer */
+    uint32_t targets; /* bit m: module m is adapted; from bit LORA_FIRST_LAYER on, the first layer in which it is */
     uint32_t in[LORA_MODULES], out[LORA_MODULES];
 };
 
-/* The shape over a base. ST_USAGE unless 1 <= rank <= LORA_RANK_MAX, 1 <= alpha <= 65536, targets within LORA_ALL and
- * not empty. */
+/* The shape over a base. ST_USAGE unless 1 <= rank <= LORA_RANK_MAX, 1 <= alpha <= 65536, some module among the targets, of
+ * a layer that there is. */
 enum status adapter_shape_of(const struct arch *arch, uint32_t rank, uint32_t alpha, uint32_t targets,
                              struct adapter_shape *out, struct err *err);
+uint32_t adapter_first_layer(const struct adapter_shape *shape); /* those below it have no room in the block */
+bool adapter_adapts(const struct adapter_shape *shape, uint32_t layer, unsigned m);
 bool adapter_shape_eq(const struct adapter_shape *a, const struct adapter_shape *b);
 size_t adapter_floats(const struct adapter_shape *shape); /* length of the block */
 size_t adapter_at_a(const struct adapter_shape *shape, uint32_t layer,

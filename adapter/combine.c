@@ -307,7 +307,7 @@ static enum status second_pass(struct combination *c, float *candidate, struct c
     enum status status = ST_OK;
     for (uint32_t layer = 0; layer < c->shape->n_layers; layer++)
         for (int m = 0; m < LORA_MODULES && status == ST_OK; m++)
-            if (c->shape->targets >> m & 1)
+            if (adapter_adapts(c->shape, layer, (unsigned)m))
                 status = combine_module(c, &x, layer, (enum lora_module)m, &rng, candidate, &totals, err);
     result->norm = sqrt(totals.mean2);
     result->factor_error = totals.change2 > 0 ? sqrt(totals.error2 / totals.change2) : 0;
@@ -368,7 +368,7 @@ void publish_next(const struct adapter_shape *shape, const struct publish_rule *
 {
     for (uint32_t l = 0; l < shape->n_layers; l++)
         for (int m = 0; m < LORA_MODULES; m++) {
-            if (!(shape->targets & 1u << m))
+            if (!adapter_adapts(shape, l, (unsigned)m))
                 continue;
             size_t a = adapter_at_a(shape, l, (enum lora_module)m), b = adapter_at_b(shape, l, (enum lora_module)m);
             mix(published + a, state + a, b - a, rule->ema, 1);

@@ -66,7 +66,7 @@ void delta_place(const struct adapter_shape *shape, uint64_t index, char *out, s
     snprintf(out, size, "float %llu", (unsigned long long)index);
     for (uint32_t layer = 0; layer < shape->n_layers; layer++)
         for (int m = 0; m < LORA_MODULES; m++) {
-            if (!(shape->targets >> m & 1))
+            if (!adapter_adapts(shape, layer, (unsigned)m))
                 continue;
             uint64_t a = adapter_at_a(shape, layer, (enum lora_module)m);
             uint64_t b = adapter_at_b(shape, layer, (enum lora_module)m);

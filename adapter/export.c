@@ -29,7 +29,7 @@ static enum status each_factor(const struct adapter_shape *shape, factor_fn *fn,
     enum status st;
     for (uint32_t layer = 0; layer < shape->n_layers; layer++) {
         for (unsigned m = 0; m < LORA_MODULES; m++) {
-            if (!(shape->targets >> m & 1))
+            if (!adapter_adapts(shape, layer, m))
                 continue;
             size_t a = adapter_at_a(shape, layer, (enum lora_module)m);
             if ((st = fn(context, layer, m, 'A', a, shape->rank, shape->in[m])))
@@ -147,6 +147,10 @@ void adapter_peft_config(const struct adapter_shape *shape, const char *base_nam
         buf_printf(out, "%s\"%s\"", comma, strchr(lora_module_peft((enum lora_module)m), '.') + 1);
         comma = ", ";
     }
+    if (adapter_first_layer(shape))
+        buf_printf(out, "],\n  \"layers_to_transform\": [");
+    for (uint32_t layer = adapter_first_layer(shape); layer && layer < shape->n_layers; layer++)
+        buf_printf(out, layer + 1 < shape->n_layers ? "%u, " : "%u", layer);
     buf_printf(out, "],\n  \"bias\": \"none\",\n  \"fan_in_fan_out\": false,\n  \"inference_mode\": true\n}\n");
 }
 

@@ -14,7 +14,7 @@
 struct args {
     const char *directory, *base, *line, *address, *settings, *targets;
     struct option_list anchors, serving, set;
-    uint32_t port, rank, alpha;
+    uint32_t port, rank, alpha, first_layer;
     uint64_t seed;
 };
 
@@ -37,6 +37,9 @@ static const struct option_row rows[] = {
            .high = 65536, .why = "the settings say it, with their reason"),
     OPTION(struct args, targets, OPTION_TEXT, "target-modules", 0, "LIST", LOCAL_TARGETS_HELP,
            .why = "what few of them can learn, all can"),
+    OPTION(struct args, first_layer, OPTION_U32, "first-layer", 0, "N",
+           "layers below it learn nothing, and no gradient goes there: faster, and less memory", .low = 0,
+           .high = 65535, .why = "what few of them can learn, all can"),
     OPTION(struct args, serving, OPTION_LIST, "serving", 0, "PATH",
            "another file with the same weights that servers use (bf16, Q8, ...); may be repeated", .no_env = true),
     OPTION(struct args, settings, OPTION_TEXT, "settings", 0, "FILE", "settings of the line: \"name = value\" lines"),
@@ -121,7 +124,8 @@ static enum status run_init(const struct options *o, const struct args *args, st
     if (st == ST_OK)
         st = make_card(args, &card, err);
     if (st == ST_OK)
-        st = adapter_shape_of(&card.arch, settings.rank, settings.alpha, targets, &shape, err);
+        st = adapter_shape_of(&card.arch, settings.rank, settings.alpha,
+                              targets | args->first_layer << LORA_FIRST_LAYER, &shape, err);
     if (st != ST_OK)
         return st;
     struct coordinator_init_options options = {

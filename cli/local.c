@@ -72,11 +72,22 @@ static bool config_targets(const json_t *list, uint32_t *out)
     return *out != 0;
 }
 
+/* layers_to_transform: not there, or all layers from one on. */
+static bool config_first_layer(const json_t *list, uint32_t n_layers, uint32_t *out)
+{
+    size_t n = json_array_size(list);
+    *out = n ? n_layers - (uint32_t)n : 0;
+    for (size_t i = 0; i < n; i++)
+        if (n > n_layers || json_integer_value(json_array_get(list, i)) != (json_int_t)(*out + i))
+            return false;
+    return !list || json_is_null(list) || n > 0;
+}
+
 static enum status read_shape(const char *path, const struct arch *arch, struct adapter_shape *out, struct err *err)
 {
     struct buf text = {0};
     json_error_t error;
-    uint32_t targets;
+    uint32_t targets, first;
     enum status st = file_read(path, CONFIG_BYTES_MAX, &text, err);
     if (st != ST_OK)
         return st;
@@ -89,8 +100,11 @@ static enum status read_shape(const char *path, const struct arch *arch, struct 
         st = err_set(err, ST_BAD_DATA, "%s: r must be 1 to %d and lora_alpha a whole number", path, LORA_RANK_MAX);
     else if (!config_targets(json_object_get(root, "target_modules"), &targets))
         st = err_set(err, ST_UNSUPPORTED, "%s: target_modules must name some of the seven linears of a layer", path);
+    else if (!config_first_layer(json_object_get(root, "layers_to_transform"), arch->n_layers, &first))
+        st = err_set(err, ST_UNSUPPORTED, "%s: layers_to_transform must name all layers from one on, the last is %u",
+                     path, arch->n_layers - 1);
     else
-        st = adapter_shape_of(arch, (uint32_t)r, (uint32_t)alpha, targets, out, err);
+        st = adapter_shape_of(arch, (uint32_t)r, (uint32_t)alpha, targets | first << LORA_FIRST_LAYER, out, err);
     json_decref(root);
     buf_release(&text);
     return st;

@@ -18,7 +18,7 @@ enum { BATCHES_MAX = 1024 };
 struct args {
     const char *base, *out, *adapter, *base_name, *targets;
     struct option_list data;
-    uint32_t steps, seq, step_tokens, rank, alpha, warmup, threads, micro_rows;
+    uint32_t steps, seq, step_tokens, rank, alpha, warmup, threads, micro_rows, first_layer;
     double lr, clip, weight_decay, beta;
     uint64_t seed, memory;
     unsigned backend, objective;
@@ -49,6 +49,9 @@ static const struct option_row rows[] = {
            .high = 65536, .why = "as a line's (settings)"),
     OPTION(struct args, targets, OPTION_TEXT, "target-modules", 0, "LIST", LOCAL_TARGETS_HELP,
            .why = "what few of them can learn, all can"),
+    OPTION(struct args, first_layer, OPTION_U32, "first-layer", 0, "N",
+           "layers below it learn nothing, and no gradient goes there: faster, and less memory", .low = 0,
+           .high = 65535, .why = "what few of them can learn, all can"),
     OPTION(struct args, seq, OPTION_U32, "seq", 0, "N", "tokens of a window", .low = 2, .high = 65536,
            .why = "as a line's (settings)"),
     OPTION(struct args, step_tokens, OPTION_U32, "step-tokens", 0, "N", "tokens of an optimiser step", .low = 2,
@@ -299,7 +302,8 @@ static enum status start_factors(const struct args *args, const struct arch *arc
     uint32_t targets;
     enum status st = lora_targets(args->targets, &targets, err);
     if (st == ST_OK)
-        st = adapter_shape_of(arch, args->rank, args->alpha, targets, &lora->shape, err);
+        st = adapter_shape_of(arch, args->rank, args->alpha, targets | args->first_layer << LORA_FIRST_LAYER,
+                              &lora->shape, err);
     if (st == ST_OK) {
         lora->block = xcalloc(adapter_floats(&lora->shape), sizeof *lora->block);
         adapter_init(&lora->shape, args->seed, lora->block);

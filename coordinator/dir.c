@@ -341,7 +341,7 @@ static enum status read_identity(struct line_dir *dir, struct err *err)
         st = err_set(err, ST_UNSUPPORTED, "%s: format %d; this alluvium reads %d", path, format, LINE_FORMAT);
     else if (!name_set(&dir->line, line, strlen(line)) || strlen(address) >= sizeof dir->address || port < 1 ||
              port > UINT16_MAX - PLANES || rank < 1 || rank > LORA_RANK_MAX || alpha < 1 || alpha > 1 << 16 ||
-             targets < 1 || targets > LORA_ALL)
+             targets < 1 || targets > UINT32_MAX)
         st = err_set(err, ST_CONFIG, "%s: a value is out of range", path);
     if (!st) {
         snprintf(dir->address, sizeof dir->address, "%s", address);

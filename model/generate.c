@@ -97,7 +97,7 @@ static void product(struct generator *g, enum lora_product p, uint32_t l, float 
                     const struct matrix *parts, uint32_t n, uint32_t M, bool accumulate)
 {
     frozen_product(g->pool, g->ops, Y, X, parts, n, M, accumulate, g->panel);
-    if (g->block)
+    if (g->block && l >= adapter_first_layer(&g->lora.shape))
         lora_add(&g->lora, p, l, Y, NULL, X, g->block, M);
 }
 

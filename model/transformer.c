@@ -27,8 +27,9 @@ struct transformer {
     struct pool *pool;
     struct lora lora;
     struct loss loss;
-    struct saved *layers; /* (n_layers); all the same memory when scoring, all but x those with checkpoints */
-    uint32_t *picked;     /* (n_picked) the rows that are wanted behind the last attention */
+    struct saved *
+        layers; /* (n_layers); all the same memory when scoring and below what learns, all but x those with checkpoints */
+    uint32_t *picked; /* (n_picked) the rows that are wanted behind the last attention */
     uint32_t n_picked;
     void *att_picked;        /* (n_picked, H*D) attention's output in the last layer, activations */
     real *x_out;             /* (n_picked, C) after the last layer */
@@ -112,9 +113,10 @@ static uint64_t layout(struct transformer *t, const struct arch *a, struct arena
     uint64_t scratch = arena->used;
     struct saved one = {0};
     for (uint32_t l = 0; l < a->n_layers; l++) {
-        if (c->train || l == 0)
+        const bool kept = c->train && l > adapter_first_layer(&c->shape); /* the backward ends at that one */
+        if (l == 0 || kept)
             one.x = arena_reals(arena, M * C);
-        if (l == 0 || (c->train && l >= c->checkpoint_layers))
+        if (l == 0 || (kept && l >= c->checkpoint_layers))
             layout_layer(&one, t, a, M, arena);
         if (t->layers)
             t->layers[l] = one;
@@ -317,9 +319,9 @@ static void forward(struct transformer *t, const real *block, const struct packe
     for (size_t m = 0; m < packed->n_rows; m++)
         weights_embed(t->w, packed->tokens[m], t->layers[0].x + m * a->d_model);
     for (uint32_t l = 0; l < a->n_layers; l++) {
-        forward_attention(t, l, block, packed);
-        forward_ffn(t, l, block, l + 1 < a->n_layers ? t->layers[l + 1].x : t->x_out,
-                    rows_behind(t, l, packed->n_rows));
+        const real *own = l < adapter_first_layer(&t->config.shape) ? NULL : block;
+        forward_attention(t, l, own, packed);
+        forward_ffn(t, l, own, l + 1 < a->n_layers ? t->layers[l + 1].x : t->x_out, rows_behind(t, l, packed->n_rows));
     }
 }
 
@@ -336,7 +338,7 @@ static bool backward_ffn(struct transformer *t, uint32_t l, const real *block, r
     const struct ops *ops = t->config.ops;
     struct saved *s = &t->layers[l];
     uint32_t C = a->d_model, targets = t->config.shape.targets;
-    bool below = l > 0 || targets & (ATTENTION_IN | 1 << LORA_O);
+    bool below = l > adapter_first_layer(&t->config.shape) || targets & (ATTENTION_IN | 1 << LORA_O);
     real eps = (real)a->rms_eps;
 
     lora_dx(&t->lora, PRODUCT_DOWN, l, t->dhidden, t->dx, &w->down, block, M);
@@ -362,13 +364,13 @@ static void backward_attention(struct transformer *t, uint32_t l, const real *bl
     const struct ops *ops = t->config.ops;
     struct saved *s = &t->layers[l];
     uint32_t M = packed->n_rows, C = a->d_model, D = a->head_dim, H = a->n_heads, K = a->n_kv_heads;
-    uint32_t targets = t->config.shape.targets;
+    uint32_t targets = t->config.shape.targets, first = adapter_first_layer(&t->config.shape);
     size_t ld = (size_t)(H + 2 * K) * D, ldr = (size_t)(H + K) * D;
     real eps = (real)a->rms_eps;
 
     bool last = l + 1 == a->n_layers;
     uint32_t n = rows_behind(t, l, M);
-    bool below = l > 0 || targets & ATTENTION_IN;
+    bool below = l > first || targets & ATTENTION_IN;
     lora_dx(&t->lora, PRODUCT_O, l, below ? t->datt : NULL, t->dx, &w->o, block, n);
     lora_dw(&t->lora, PRODUCT_O, l, grad, t->dx, last ? t->att_picked : s->att, s->u[PRODUCT_O], n);
     if (!below)
@@ -394,12 +396,12 @@ static void backward_attention(struct transformer *t, uint32_t l, const real *bl
         ops->rope_half(t->pool, t->dqkv_half, t->dqkv, (uint32_t)ld, t->angles, t->position, M, rotated, D, true);
         dqkv = t->dqkv_half;
     }
-    lora_dx(&t->lora, PRODUCT_QKV, l, l > 0 ? t->dn : NULL, dqkv, &w->qkv, block, M);
+    lora_dx(&t->lora, PRODUCT_QKV, l, l > first ? t->dn : NULL, dqkv, &w->qkv, block, M);
     if (targets & ATTENTION_IN) {
         norm(t, s->x, w->attn_norm, M);
         lora_dw(&t->lora, PRODUCT_QKV, l, grad, dqkv, t->normed, s->u[PRODUCT_QKV], M);
     }
-    if (l == 0)
+    if (l == first)
         return;
     ops->rmsnorm_dx(t->pool, t->dx, C, t->dn, C, s->x, C, w->attn_norm, M, 1, C, eps, true);
 }
@@ -484,7 +486,7 @@ void transformer_run(struct transformer *t, const real *block, real *grad, const
     if (!grad)
         return;
     uint32_t M = packed->n_rows;
-    for (uint32_t l = t->w->arch.n_layers; l-- > 0;) {
+    for (uint32_t l = t->w->arch.n_layers; l-- > adapter_first_layer(&t->config.shape);) {
         if (l + 1 < t->config.checkpoint_layers) { /* the last of them is still there */
             forward_attention(t, l, block, packed);
             forward_ffn(t, l, block, NULL, M);

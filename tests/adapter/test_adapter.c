@@ -69,6 +69,11 @@ static void test_layout(void)
     EXPECT_ST(adapter_shape_of(&arch, 3, 0, LORA_ALL, &t, &err), ST_USAGE, &err);
     EXPECT_ST(adapter_shape_of(&arch, 3, 6, 0, &t, &err), ST_USAGE, &err);
     EXPECT_ST(adapter_shape_of(&arch, 3, 6, LORA_ALL + 1, &t, &err), ST_USAGE, &err);
+    EXPECT_ST(adapter_shape_of(&arch, 3, 6, LORA_ALL | 2 << LORA_FIRST_LAYER, &t, &err), ST_USAGE, &err);
+    EXPECT_ST(adapter_shape_of(&arch, 3, 6, LORA_ALL | 1 << LORA_FIRST_LAYER, &t, &err), ST_OK, &err);
+    EXPECT_EQ(adapter_floats(&t), at / 2);
+    EXPECT_EQ(adapter_at_a(&t, 1, LORA_Q), 0);
+    EXPECT(!adapter_adapts(&t, 0, LORA_Q) && adapter_adapts(&t, 1, LORA_Q) && !adapter_shape_eq(&s, &t));
 }
 
 static void test_init(void)
@@ -181,6 +186,14 @@ static void test_peft_config(void)
     const json_t *modules = json_object_get(config, "target_modules");
     EXPECT_EQ(json_array_size(modules), 2);
     EXPECT_STR(json_string_value(json_array_get(modules, 1)), "gate_proj");
+    json_decref(config);
+    buf_clear(&text);
+    adapter_shape_of(&arch, 3, 6, LORA_ALL | 1 << LORA_FIRST_LAYER, &s, NULL);
+    adapter_peft_config(&s, "base", &text);
+    config = json_loadb((const char *)text.data, text.len, JSON_REJECT_DUPLICATES, NULL);
+    REQUIRE(config != NULL);
+    const json_t *layers = json_object_get(config, "layers_to_transform");
+    EXPECT(json_array_size(layers) == 1 && json_integer_value(json_array_get(layers, 0)) == 1);
     json_decref(config);
     buf_release(&text);
 }

@@ -112,6 +112,7 @@ def test_teacher():
 
 
 def test_modules():
+    layers = json.load(open(os.path.join(base, "config.json"), encoding="utf-8"))["num_hidden_layers"]
     text = lines(os.path.join(home, "text.jsonl"), [{"id": c, "text": f"{c} river is no stone, " * 4} for c in "abcd"])
     code, steps, err = train("lm", text, "--steps", "20", "--target-modules", "v_proj,down_proj")
     expect(code == 0 and steps[-1]["loss"] < 0.9 * steps[0]["loss"], f"two modules to learn: exit {code}, {steps[-1:]}, {err}")
@@ -122,6 +123,13 @@ def test_modules():
     expect(names and all(".v_proj." in n or ".down_proj." in n for n in names), f"no others to be written: {names}")
     code, again, err = train("lm", text, "--steps", "1", "--adapter", os.path.join(home, "out"))
     expect(code == 0 and again[0]["loss"] < 0.9 * steps[0]["loss"], f"such an adapter to be gone on from: exit {code}, {again}, {err}")
+    code, steps, err = train("lm", text, "--steps", "20", "--first-layer", "1")
+    config = json.load(open(os.path.join(home, "out", "adapter_config.json"), encoding="utf-8"))
+    expect(code == 0 and steps[-1]["loss"] < 0.9 * steps[0]["loss"], f"the upper layers to learn: exit {code}, {steps[-1:]}, {err}")
+    expect(config["layers_to_transform"] == list(range(1, layers)), f"PEFT to be told which layers: {config}")
+    code, again, err = train("lm", text, "--steps", "1", "--adapter", os.path.join(home, "out"))
+    expect(code == 0 and again[0]["loss"] < 0.9 * steps[0]["loss"], f"an adapter of the upper layers to be gone on from: exit {code}, {again}, {err}")
+    refused("a first layer that is not there", *(lambda c, s, e: (c, e, s))(*train("lm", text, "--steps", "1", "--first-layer", str(layers))), "first layer")
     for bad in ("", "v_proj,", "v", "v_proj,q_proj2"):
         refused(f"modules {bad!r}", *(lambda c, s, e: (c, e, s))(*train("lm", text, "--steps", "1", "--target-modules", bad)), "none of q_proj")
 

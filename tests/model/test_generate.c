@@ -55,10 +55,10 @@ static void prepare(void)
     float *w = weights->memory;
     for (size_t i = 0; i < weights->bytes / sizeof *w; i++)
         w[i] = 0.5f * (float)rng_normal(&rng);
-    EXPECT_ST(adapter_shape_of(&small, 3, 6, LORA_ALL, &shape, &err), ST_OK, &err);
+    EXPECT_ST(adapter_shape_of(&small, 3, 6, LORA_ALL | 1 << LORA_FIRST_LAYER, &shape, &err), ST_OK, &err);
     block = xmalloc(adapter_floats(&shape) * sizeof *block);
     for (size_t i = 0; i < adapter_floats(&shape); i++)
-        block[i] = 0.2f * (float)rng_normal(&rng);
+        block[i] = 0.3f * (float)rng_normal(&rng);
     for (int i = 0; i < PROMPT; i++)
         prompt[i] = (uint32_t)rng_below(&rng, VOCAB);
 }

@@ -336,6 +336,12 @@ static void test_gradients_of_each_module(void)
         check_gradients("one module", &toy_llama, 1u << m);
     check_gradients("q and v", &toy_llama, 1 << LORA_Q | 1 << LORA_V);
     check_gradients("o and up", &toy_llama, 1 << LORA_O | 1 << LORA_UP);
+    struct arch a = toy_llama;
+    a.n_layers = 3;
+    for (uint32_t first = 1; first < a.n_layers; first++) {
+        check_gradients("upper layers", &a, LORA_ALL | first << LORA_FIRST_LAYER);
+        check_gradients("o of upper layers", &a, 1 << LORA_O | first << LORA_FIRST_LAYER);
+    }
 }
 
 /* A sum over samples, and each as if it were alone. */

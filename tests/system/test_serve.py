@@ -81,7 +81,7 @@ def killed_start(line, hook, state, env):
 
 def main():
     fake = FakeServer()
-    with toy_line.Line(sys.argv[1], "serve", "--target-modules", "q_proj,v_proj,down_proj") as line:
+    with toy_line.Line(sys.argv[1], "serve", "--target-modules", "q_proj,v_proj,down_proj", "--first-layer", "1") as line:
         hook, gate, heard = line.path("hook.sh"), line.path("gate"), line.path("heard")
         with open(hook, "w") as f:  # fails until the gate is there; then says what it was told
             f.write(f'#!/bin/sh\n[ -e {gate} ] || {{ echo "no gate yet" >&2; exit 9; }}\n'
