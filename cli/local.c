@@ -110,6 +110,22 @@ static enum status read_shape(const char *path, const struct arch *arch, struct 
     return st;
 }
 
+/* A version's config does not say which layers: the number of tensors does. */
+static enum status count_layers(const struct mapping *map, const char *path, struct adapter_shape *shape,
+                                struct err *err)
+{
+    struct safetensors *file;
+    const uint32_t each = 2 * (uint32_t)__builtin_popcount(shape->targets & LORA_ALL);
+    enum status st = safetensors_parse(map->data, map->len, path, SAFETENSORS_ADAPTER, &file, err);
+    if (st != ST_OK)
+        return st;
+    size_t layers = safetensors_n(file) / each;
+    if (layers > 0 && layers < shape->n_layers)
+        shape->targets |= (shape->n_layers - (uint32_t)layers) << LORA_FIRST_LAYER;
+    safetensors_close(file);
+    return ST_OK;
+}
+
 enum status lora_read(const char *path, const struct arch *arch, struct lora *out, struct err *err)
 {
     char config[4200], tensors[4200];
@@ -124,6 +140,8 @@ enum status lora_read(const char *path, const struct arch *arch, struct lora *ou
     enum status status = read_shape(config, arch, &lora.shape, err);
     if (status == ST_OK)
         status = mapping_open(tensors, &map, err);
+    if (status == ST_OK && !adapter_first_layer(&lora.shape))
+        status = count_layers(&map, tensors, &lora.shape, err);
     if (status == ST_OK) {
         lora.block = xcalloc(adapter_floats(&lora.shape), sizeof *lora.block);
         status = adapter_read_peft(&lora.shape, map.data, map.len, lora.block, err);
