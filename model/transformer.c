@@ -27,8 +27,8 @@ struct transformer {
     struct pool *pool;
     struct lora lora;
     struct loss loss;
-    struct saved *
-        layers; /* (n_layers); all the same memory when scoring and below what learns, all but x those with checkpoints */
+    /* (n_layers) All the same memory when scoring and below what learns, all but x those with checkpoints. */
+    struct saved *layers;
     uint32_t *picked; /* (n_picked) the rows that are wanted behind the last attention */
     uint32_t n_picked;
     void *att_picked;        /* (n_picked, H*D) attention's output in the last layer, activations */
