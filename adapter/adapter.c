@@ -23,7 +23,7 @@ enum status adapter_shape_of(const struct arch *arch, uint32_t rank, uint32_t al
     if (modules == 0 || modules & ~(uint32_t)LORA_ALL)
         return err_set(err, ST_USAGE, "LoRA targets 0x%x: at least one of the bits 0 to %d", targets, LORA_MODULES - 1);
     if (first >= arch->n_layers)
-        return err_set(err, ST_USAGE, "the first layer that learns is %u, and the last one there is %u", first,
+        return err_set(err, ST_USAGE, "%u as the first layer that learns: the base has layers 0 to %u", first,
                        arch->n_layers - 1);
     uint32_t d = arch->d_model, ff = arch->d_ff, q = arch->n_heads * arch->head_dim;
     uint32_t kv = arch->n_kv_heads * arch->head_dim;
@@ -118,9 +118,11 @@ enum status lora_targets(const char *list, uint32_t *out, struct err *err)
         size_t len = strcspn(name, ",");
         enum lora_module m = lora_module_of(name, len);
         if (m == LORA_MODULES)
-            return err_set(err, ST_USAGE,
-                           "\"%.*s\" is none of q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj",
-                           len > 40 ? 40 : (int)len, name);
+            return err_set(
+                err, ST_USAGE,
+                "target modules: \"%.*s\" is none of q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj; "
+                "or \"all\" alone",
+                len > 40 ? 40 : (int)len, name);
         *out |= 1u << m;
         name += len;
         if (!*name++)

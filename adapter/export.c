@@ -147,10 +147,12 @@ void adapter_peft_config(const struct adapter_shape *shape, const char *base_nam
         buf_printf(out, "%s\"%s\"", comma, strchr(lora_module_peft((enum lora_module)m), '.') + 1);
         comma = ", ";
     }
-    if (adapter_first_layer(shape))
-        buf_printf(out, "],\n  \"layers_to_transform\": [");
-    for (uint32_t layer = adapter_first_layer(shape); layer && layer < shape->n_layers; layer++)
-        buf_printf(out, layer + 1 < shape->n_layers ? "%u, " : "%u", layer);
+    const uint32_t first = adapter_first_layer(shape);
+    if (first) {
+        buf_printf(out, "],\n  \"layers_to_transform\": [%u", first);
+        for (uint32_t layer = first + 1; layer < shape->n_layers; layer++)
+            buf_printf(out, ", %u", layer);
+    }
     buf_printf(out, "],\n  \"bias\": \"none\",\n  \"fan_in_fan_out\": false,\n  \"inference_mode\": true\n}\n");
 }
 

@@ -72,37 +72,70 @@ static bool config_targets(const json_t *list, uint32_t *out)
     return *out != 0;
 }
 
-/* layers_to_transform: not there, or all layers from one on. */
+/* layers_to_transform: all layers from one on, in rising order. */
 static bool config_first_layer(const json_t *list, uint32_t n_layers, uint32_t *out)
 {
     size_t n = json_array_size(list);
-    *out = n ? n_layers - (uint32_t)n : 0;
-    for (size_t i = 0; i < n; i++)
-        if (n > n_layers || json_integer_value(json_array_get(list, i)) != (json_int_t)(*out + i))
+    *out = n_layers - (uint32_t)n;
+    for (size_t i = 0; i < n; i++) {
+        const json_t *layer = json_array_get(list, i);
+        if (n > n_layers || !json_is_integer(layer) || json_integer_value(layer) != (json_int_t)(*out + i))
             return false;
-    return !list || json_is_null(list) || n > 0;
+    }
+    return n > 0;
 }
 
-static enum status read_shape(const char *path, const struct arch *arch, struct adapter_shape *out, struct err *err)
+/* A field by which PEFT would compute something else from the same tensors; NULL: none. */
+static const char *foreign_field(const json_t *config)
+{
+    static const char *const flags[] = {"use_rslora", "use_dora", "fan_in_fan_out"}, *const sets[] = {
+                                                                                         "rank_pattern",
+                                                                                         "alpha_pattern",
+                                                                                         "modules_to_save"};
+    const json_t *type = json_object_get(config, "peft_type"), *bias = json_object_get(config, "bias");
+    if (type && (!json_is_string(type) || strcmp(json_string_value(type), "LORA")))
+        return "peft_type";
+    if (bias && (!json_is_string(bias) || strcmp(json_string_value(bias), "none")))
+        return "bias";
+    for (size_t i = 0; i < sizeof flags / sizeof flags[0]; i++)
+        if (json_is_true(json_object_get(config, flags[i])))
+            return flags[i];
+    for (size_t i = 0; i < sizeof sets / sizeof sets[0]; i++) {
+        const json_t *set = json_object_get(config, sets[i]);
+        if (json_object_size(set) || json_array_size(set))
+            return sets[i];
+    }
+    return NULL;
+}
+
+/* `counted`: the config does not say which layers. */
+static enum status read_shape(const char *path, const struct arch *arch, struct adapter_shape *out, bool *counted,
+                              struct err *err)
 {
     struct buf text = {0};
     json_error_t error;
-    uint32_t targets, first;
+    uint32_t targets, first = 0;
     enum status st = file_read(path, CONFIG_BYTES_MAX, &text, err);
     if (st != ST_OK)
         return st;
     json_t *root = json_loadb((const char *)text.data, text.len, 0, &error);
     json_int_t r = json_integer_value(json_object_get(root, "r"));
     json_int_t alpha = json_integer_value(json_object_get(root, "lora_alpha"));
+    const json_t *layers = json_object_get(root, "layers_to_transform");
+    const char *foreign = foreign_field(root);
+    *counted = !layers || json_is_null(layers);
     if (!root)
         st = err_set(err, ST_BAD_DATA, "%s:%d: %s", path, error.line, error.text);
+    else if (foreign)
+        st = err_set(err, ST_UNSUPPORTED, "%s: %s asks for what is no plain LoRA", path, foreign);
     else if (r < 1 || r > LORA_RANK_MAX || alpha < 1 || alpha > 65536)
         st = err_set(err, ST_BAD_DATA, "%s: r must be 1 to %d and lora_alpha a whole number", path, LORA_RANK_MAX);
     else if (!config_targets(json_object_get(root, "target_modules"), &targets))
         st = err_set(err, ST_UNSUPPORTED, "%s: target_modules must name some of the seven linears of a layer", path);
-    else if (!config_first_layer(json_object_get(root, "layers_to_transform"), arch->n_layers, &first))
-        st = err_set(err, ST_UNSUPPORTED, "%s: layers_to_transform must name all layers from one on, the last is %u",
-                     path, arch->n_layers - 1);
+    else if (!*counted && !config_first_layer(layers, arch->n_layers, &first))
+        st = err_set(err, ST_UNSUPPORTED,
+                     "%s: layers_to_transform must be a list of all layers from one to %u, in rising order", path,
+                     arch->n_layers - 1);
     else
         st = adapter_shape_of(arch, (uint32_t)r, (uint32_t)alpha, targets | first << LORA_FIRST_LAYER, out, err);
     json_decref(root);
@@ -110,7 +143,7 @@ static enum status read_shape(const char *path, const struct arch *arch, struct 
     return st;
 }
 
-/* A version's config does not say which layers: the number of tensors does. */
+/* A subscribed version's config does not say which layers: the number of tensors does. */
 static enum status count_layers(const struct mapping *map, const char *path, struct adapter_shape *shape,
                                 struct err *err)
 {
@@ -119,9 +152,9 @@ static enum status count_layers(const struct mapping *map, const char *path, str
     enum status st = safetensors_parse(map->data, map->len, path, SAFETENSORS_ADAPTER, &file, err);
     if (st != ST_OK)
         return st;
-    size_t layers = safetensors_n(file) / each;
-    if (layers > 0 && layers < shape->n_layers)
-        shape->targets |= (shape->n_layers - (uint32_t)layers) << LORA_FIRST_LAYER;
+    size_t n = safetensors_n(file);
+    if (n > 0 && n % each == 0 && n / each < shape->n_layers)
+        shape->targets |= (shape->n_layers - (uint32_t)(n / each)) << LORA_FIRST_LAYER;
     safetensors_close(file);
     return ST_OK;
 }
@@ -137,10 +170,11 @@ enum status lora_read(const char *path, const struct arch *arch, struct lora *ou
     snprintf(tensors, sizeof tensors, directory ? "%s/adapter_model.safetensors" : "%s", path);
     struct lora lora = {0};
     struct mapping map = {0};
-    enum status status = read_shape(config, arch, &lora.shape, err);
+    bool counted;
+    enum status status = read_shape(config, arch, &lora.shape, &counted, err);
     if (status == ST_OK)
         status = mapping_open(tensors, &map, err);
-    if (status == ST_OK && !adapter_first_layer(&lora.shape))
+    if (status == ST_OK && counted)
         status = count_layers(&map, tensors, &lora.shape, err);
     if (status == ST_OK) {
         lora.block = xcalloc(adapter_floats(&lora.shape), sizeof *lora.block);

@@ -31,6 +31,7 @@ uint32_t local_threads(uint32_t wanted); /* 0: the CPUs this process may use */
 enum { LOCAL_AUTO, LOCAL_BLAS };
 enum ops_kind local_ops(unsigned choice); /* of --backend, one of these */
 
+#define LOCAL_FIRST_LAYER_HELP "layers below it learn nothing, and no gradient goes there: faster, and less memory"
 #define LOCAL_TARGETS_HELP \
     "which linears of a layer learn: PEFT's names with commas between them (q_proj,v_proj), or all"
 

@@ -174,8 +174,17 @@ static bool fancy(FILE *to)
 void print_error(const char *command, enum status status, const char *text)
 {
     if (common.json) {
-        json_t *root = json_pack("{s:{s:s,s:i,s:s}}", "error", "status", status_name(status), "exit",
-                                 status_exit_code(status), "text", text);
+        static const char form[] = "{s:{s:s,s:i,s:s}}";
+        const char *name = status_name(status);
+        const int code = status_exit_code(status);
+        json_t *root = json_pack(form, "error", "status", name, "exit", code, "text", text);
+        if (!root) { /* not UTF-8: a path or an argument, or one that was cut */
+            char *ascii = xmemdup(text, strlen(text) + 1);
+            for (char *c = ascii; *c; c++)
+                *c = (unsigned char)*c < 0x80 ? *c : '?';
+            root = json_pack(form, "error", "status", name, "exit", code, "text", ascii);
+            free(ascii);
+        }
         char *line = root ? json_dumps(root, JSON_COMPACT) : NULL;
         fprintf(stderr, "%s\n", line ? line : "{\"error\":{}}");
         free(line);

@@ -38,7 +38,8 @@ static const struct option_row rows[] = {
            .why = "as in the paper, arXiv 2305.18290"),
     OPTION(struct args, out, OPTION_TEXT, "out", 'o', "DIR", "where the adapter is written: PEFT and GGUF",
            .no_env = true),
-    OPTION(struct args, adapter, OPTION_TEXT, "adapter", 0, "PATH", "go on from this adapter", .no_env = true),
+    OPTION(struct args, adapter, OPTION_TEXT, "adapter", 0, "PATH",
+           "go on from this adapter; rank, alpha, modules and layers are its own", .no_env = true),
     OPTION(struct args, steps, OPTION_U32, "steps", 0, "N", "optimiser steps", .low = 1, .high = 1e6,
            .why = "a first impression in minutes"),
     OPTION(struct args, lr, OPTION_F64, "lr", 0, "X", "learning rate", .low = 1e-9, .high = 1,
@@ -49,9 +50,8 @@ static const struct option_row rows[] = {
            .high = 65536, .why = "as a line's (settings)"),
     OPTION(struct args, targets, OPTION_TEXT, "target-modules", 0, "LIST", LOCAL_TARGETS_HELP,
            .why = "what few of them can learn, all can"),
-    OPTION(struct args, first_layer, OPTION_U32, "first-layer", 0, "N",
-           "layers below it learn nothing, and no gradient goes there: faster, and less memory", .low = 0,
-           .high = 65535, .why = "what few of them can learn, all can"),
+    OPTION(struct args, first_layer, OPTION_U32, "first-layer", 0, "N", LOCAL_FIRST_LAYER_HELP, .low = 0, .high = 65535,
+           .why = "what the upper layers can learn, all can"),
     OPTION(struct args, seq, OPTION_U32, "seq", 0, "N", "tokens of a window", .low = 2, .high = 65536,
            .why = "as a line's (settings)"),
     OPTION(struct args, step_tokens, OPTION_U32, "step-tokens", 0, "N", "tokens of an optimiser step", .low = 2,
@@ -297,10 +297,15 @@ static enum status learn(const struct args *args, const struct corpus *corpus, s
 
 static enum status start_factors(const struct args *args, const struct arch *arch, struct lora *lora, struct err *err)
 {
-    if (args->adapter)
-        return lora_read(args->adapter, arch, lora, err);
     uint32_t targets;
     enum status st = lora_targets(args->targets, &targets, err);
+    if (st == ST_OK && args->adapter) {
+        if (targets != LORA_ALL || args->first_layer)
+            return err_set(err, ST_USAGE,
+                           "--adapter brings its modules and layers: leave --target-modules and "
+                           "--first-layer out");
+        return lora_read(args->adapter, arch, lora, err);
+    }
     if (st == ST_OK)
         st = adapter_shape_of(arch, args->rank, args->alpha, targets | args->first_layer << LORA_FIRST_LAYER,
                               &lora->shape, err);

@@ -421,6 +421,8 @@ enum status line_dir_open(const char *path, struct line_dir *out, struct err *er
         st = read_identity(&dir, err);
     if (!st)
         st = adapter_shape_of(&dir.card.arch, dir.shape.rank, dir.shape.alpha, dir.shape.targets, &dir.shape, err);
+    if (st == ST_USAGE)
+        st = err_prefix(err, ST_CONFIG, "%s/line.json", path);
     if (!st)
         st = read_settings(&dir, err);
     if (!st)

@@ -237,8 +237,8 @@ static void beside_part(const struct beside *b, uint32_t row, uint32_t end, uint
                       b->width);
             parts[1].steps = more;
         }
-        multiply_part(b, (struct bf16_target){y, b->N, addend, .half = b->Y.half, .past = !b->Y.half}, left, strip,
-                      parts, rows, first, last);
+        multiply_part(b, (struct bf16_target){y, b->N, addend, .half = b->Y.half, .past = !b->Y.half && k + K == b->K},
+                      left, strip, parts, rows, first, last);
     }
 }
 
