@@ -383,6 +383,8 @@ static enum status run_train(const struct options *o, struct args *args, struct 
     if (common.json)
         print_plan(&plan, &config, fingerprint);
     trainer_set_adapter(trainer, lora.block);
+    free(lora.block); /* it is no part of the plan */
+    lora.block = NULL;
     if (args->objective == OBJECTIVE_DPO)
         st = score_references(args, &corpus, trainer, config.rows_max, err);
     if (st == ST_OK)
