@@ -309,6 +309,11 @@ enum status gguf_open(const char *path, struct gguf **out, struct err *err)
     return st;
 }
 
+void gguf_rest(const struct gguf *g)
+{
+    mapping_rest(&g->map);
+}
+
 void gguf_close(struct gguf *g)
 {
     if (!g)

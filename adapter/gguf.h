@@ -70,6 +70,7 @@ struct gguf;
 enum status gguf_open(const char *path, struct gguf **out, struct err *err);
 /* The same over borrowed memory; `name` stands for the path in messages. */
 enum status gguf_parse(const void *data, size_t len, const char *name, struct gguf **out, struct err *err);
+void gguf_rest(const struct gguf *gguf); /* as mapping_rest() */
 void gguf_close(struct gguf *gguf);
 
 size_t gguf_n_kv(const struct gguf *gguf);

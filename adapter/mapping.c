@@ -35,6 +35,12 @@ done:
     return st;
 }
 
+void mapping_rest(const struct mapping *map)
+{
+    if (map->data)
+        madvise((void *)(uintptr_t)map->data, map->len, MADV_DONTNEED);
+}
+
 void mapping_close(struct mapping *map)
 {
     if (map->data)

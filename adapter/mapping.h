@@ -14,6 +14,8 @@ struct mapping {
 };
 
 enum status mapping_open(const char *path, struct mapping *out, struct err *err);
+/* Gives the file's pages back; whoever touches them again reads the file again. */
+void mapping_rest(const struct mapping *map);
 void mapping_close(struct mapping *map); /* zeroed memory is fine */
 
 #endif

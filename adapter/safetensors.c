@@ -202,6 +202,11 @@ enum status safetensors_open(const char *path, struct safetensors_limits limits,
     return st;
 }
 
+void safetensors_rest(const struct safetensors *f)
+{
+    mapping_rest(&f->map);
+}
+
 void safetensors_close(struct safetensors *f)
 {
     if (!f)

@@ -37,6 +37,7 @@ enum status safetensors_open(const char *path, struct safetensors_limits limits,
 /* The same over borrowed memory; `name` stands for the path in messages. */
 enum status safetensors_parse(const void *data, size_t len, const char *name, struct safetensors_limits limits,
                               struct safetensors **out, struct err *err);
+void safetensors_rest(const struct safetensors *file); /* as mapping_rest() */
 void safetensors_close(struct safetensors *file);
 
 size_t safetensors_n(const struct safetensors *file);

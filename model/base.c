@@ -195,6 +195,14 @@ enum status base_open(const char *path, struct base **out, struct err *err)
     return st;
 }
 
+void base_rest(const struct base *base)
+{
+    if (base->gguf)
+        gguf_rest(base->gguf);
+    for (size_t i = 0; i < base->n_shards; i++)
+        safetensors_rest(base->shards[i]);
+}
+
 void base_close(struct base *base)
 {
     if (!base)

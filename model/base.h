@@ -46,6 +46,8 @@ enum base_tensor {
 };
 
 enum status base_open(const char *path, struct base **out, struct err *err);
+/* Gives the pages of its files back, until they are touched again: for who has read the weights and goes on with the tokenizer. */
+void base_rest(const struct base *base);
 void base_close(struct base *base);
 
 const struct arch *base_arch(const struct base *base);

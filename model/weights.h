@@ -44,7 +44,8 @@ uint64_t weights_bytes(const struct arch *arch, bool packed);
 /* Uninitialised memory of the right shape: for tests and loaders. ST_NO_MEMORY when it cannot be had. */
 enum status weights_new(const struct arch *arch, bool packed, struct weights **out, struct err *err);
 
-/* Dequantises all of `base` once, into the form that the table wants. The base may be closed afterwards. */
+/* Dequantises all of `base` once, into the form that the table wants. The base may be closed afterwards; its files'
+ * pages are given back. */
 enum status weights_load(const struct base *base, const struct ops *ops, struct weights **out, struct err *err);
 void weights_free(struct weights *weights);
 

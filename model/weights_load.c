@@ -66,6 +66,7 @@ enum status weights_load(const struct base *base, const struct ops *ops, struct 
         fill(base, l, &layer->down, down, 1, panel);
     }
     free(panel);
+    base_rest(base);
     if (base_rope_factors(base))
         w->rope_factors = xmemdup(base_rope_factors(base), a->head_dim / 2 * sizeof *w->rope_factors);
     *out = w;
