@@ -108,12 +108,13 @@ enum lora_module lora_module_of(const char *name, size_t len)
     return (enum lora_module)m;
 }
 
-enum status lora_targets(const char *list, uint32_t *out, struct err *err)
+enum status lora_targets(const char *list, uint32_t first, uint32_t *out, struct err *err)
 {
-    *out = LORA_ALL;
-    if (!strcmp(list, "all"))
+    *out = first << LORA_FIRST_LAYER;
+    if (!strcmp(list, "all")) {
+        *out |= LORA_ALL;
         return ST_OK;
-    *out = 0;
+    }
     for (const char *name = list;;) {
         size_t len = strcspn(name, ",");
         enum lora_module m = lora_module_of(name, len);

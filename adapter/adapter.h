@@ -41,8 +41,9 @@ const char *lora_module_gguf(enum lora_module m);       /* "attn_q" */
 
 /* The module that PEFT's target_modules calls by these `len` bytes ("q_proj"); LORA_MODULES: none. */
 enum lora_module lora_module_of(const char *name, size_t len);
-/* Bits of the modules in such a list, with commas between them, or of all of "all". ST_USAGE names what is no module. */
-enum status lora_targets(const char *list, uint32_t *out, struct err *err);
+/* The targets of a shape: the modules in such a list, with commas between them, or all of "all", from layer `first` (up to 65535) on.
+ * ST_USAGE names what is no module. */
+enum status lora_targets(const char *list, uint32_t first, uint32_t *out, struct err *err);
 
 /* Version 0: A from U(-1/sqrt(in), 1/sqrt(in)) (PEFT's kaiming_uniform(a=sqrt 5)), one rng stream per (layer, module)
  * so that the values do not depend on the other modules; B = 0. */

@@ -119,12 +119,11 @@ static enum status run_init(const struct options *o, const struct args *args, st
                        line);
     enum status st = read_settings(args, &settings, err);
     if (st == ST_OK)
-        st = lora_targets(args->targets, &targets, err);
+        st = lora_targets(args->targets, args->first_layer, &targets, err);
     if (st == ST_OK)
         st = make_card(args, &card, err);
     if (st == ST_OK)
-        st = adapter_shape_of(&card.arch, settings.rank, settings.alpha,
-                              targets | args->first_layer << LORA_FIRST_LAYER, &shape, err);
+        st = adapter_shape_of(&card.arch, settings.rank, settings.alpha, targets, &shape, err);
     if (st != ST_OK)
         return st;
     struct coordinator_init_options options = {

@@ -298,17 +298,16 @@ static enum status learn(const struct args *args, const struct corpus *corpus, s
 static enum status start_factors(const struct args *args, const struct arch *arch, struct lora *lora, struct err *err)
 {
     uint32_t targets;
-    enum status st = lora_targets(args->targets, &targets, err);
+    enum status st = lora_targets(args->targets, args->first_layer, &targets, err);
     if (st == ST_OK && args->adapter) {
-        if (targets != LORA_ALL || args->first_layer)
+        if (targets != LORA_ALL)
             return err_set(err, ST_USAGE,
                            "--adapter brings its modules and layers: leave --target-modules and "
                            "--first-layer out");
         return lora_read(args->adapter, arch, lora, err);
     }
     if (st == ST_OK)
-        st = adapter_shape_of(arch, args->rank, args->alpha, targets | args->first_layer << LORA_FIRST_LAYER,
-                              &lora->shape, err);
+        st = adapter_shape_of(arch, args->rank, args->alpha, targets, &lora->shape, err);
     if (st == ST_OK) {
         lora->block = xcalloc(adapter_floats(&lora->shape), sizeof *lora->block);
         adapter_init(&lora->shape, args->seed, lora->block);

@@ -75,8 +75,8 @@ def test_pairs():
     refused("a chat on a base without a template", *train_parts("dpo", lines(os.path.join(home, "chat.jsonl"), [chat])), "chat.jsonl:1: refused", "template")
 
 
-def train_parts(objective, data):
-    code, steps, err = train(objective, data, "--steps", "1")
+def train_parts(objective, data, *more):
+    code, steps, err = train(objective, data, "--steps", "1", *more)
     return code, err, steps
 
 
@@ -129,19 +129,19 @@ def test_modules():
     expect(config["layers_to_transform"] == list(range(1, layers)), f"PEFT to be told which layers: {config}")
     code, again, err = train("lm", text, "--steps", "1", "--adapter", os.path.join(home, "out"))
     expect(code == 0 and again[0]["loss"] < 0.9 * steps[0]["loss"], f"an adapter of the upper layers to be gone on from: exit {code}, {again}, {err}")
-    refused("a first layer that is not there", *(lambda c, s, e: (c, e, s))(*train("lm", text, "--steps", "1", "--first-layer", str(layers))), "first layer")
-    refused("other layers than the adapter's", *(lambda c, s, e: (c, e, s))(*train("lm", text, "--steps", "1", "--adapter", os.path.join(home, "out"), "--first-layer", "1")),
+    refused("a first layer that is not there", *train_parts("lm", text, "--first-layer", str(layers)), "first layer")
+    refused("other layers than the adapter's", *train_parts("lm", text, "--adapter", os.path.join(home, "out"), "--first-layer", "1"),
             "--first-layer")
     path = os.path.join(home, "out", "adapter_config.json")
     for field, value in (("use_rslora", True), ("use_dora", True), ("alpha_pattern", {"q_proj": 1}), ("peft_type", "IA3"), ("bias", "all"),
                          ("layers_to_transform", [0]), ("layers_to_transform", ["x"] * (layers - 1)), ("layers_to_transform", 1)):
         with open(path, "w", encoding="utf-8") as f:
             json.dump({**config, field: value}, f)
-        refused(f"{field} {value}", *(lambda c, s, e: (c, e, s))(*train("lm", text, "--steps", "1", "--adapter", os.path.join(home, "out"))), field)
+        refused(f"{field} {value}", *train_parts("lm", text, "--adapter", os.path.join(home, "out")), field)
     code, _, err = train("lm", text, "--target-modules", "q" + chr(0x6f22) * 20)
     expect(code == 2 and json.loads(err.splitlines()[-1])["error"]["exit"] == 2, f"an error to be told whatever its characters: {err}")
     for bad in ("", "v_proj,", "v", "v_proj,q_proj2"):
-        refused(f"modules {bad!r}", *(lambda c, s, e: (c, e, s))(*train("lm", text, "--steps", "1", "--target-modules", bad)), "none of q_proj")
+        refused(f"modules {bad!r}", *train_parts("lm", text, "--target-modules", bad), "none of q_proj")
 
 
 with tempfile.TemporaryDirectory(prefix="alluvium-objectives-") as home:

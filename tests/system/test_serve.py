@@ -114,13 +114,13 @@ def main():
                 return None
 
         line.wait("version 1 in the server", lambda: has(line.version()))
-        config = json.load(open(line.path("kept", f"serve-v{line.version()}", "adapter_config.json")))
+        kept = line.path("kept", f"serve-v{line.version()}")
+        config = json.load(open(os.path.join(kept, "adapter_config.json")))
         expect(config["base_model_name_or_path"] == "/models/toy", f"the base's name to be the server's: {config}")
         expect(config["target_modules"] == ["q_proj", "v_proj", "down_proj"], f"the line's modules, and no others: {config}")
         note = line.path("note.txt")
         with open(note, "w") as f:
             f.write("a river is no stone " * 8)
-        kept = line.path("kept", f"serve-v{line.version()}")
         score = json.loads(line.run("eval", "--base", line.base, "--adapter", kept, note, "--json", "--backend", "ref", "--seq", "32"))
         expect(score[0]["nll_per_token"] > 0, f"a version of the upper layers to be read back: {score}")
         line.wait("the hook's failure to be reported", lambda: "status 9" in serving(line, hook).get("error", ""))
